@@ -1,0 +1,46 @@
+"""params.yaml as typed, frozen, documented models; the only reader of the file."""
+
+from twohop.config._analysis import (
+    ExtractActivations,
+    PatchActivations,
+    PlotFigures,
+    PrepareModel,
+    RecoverRecall,
+    RenderReport,
+    RunBenchmark,
+    ScoreAttribution,
+    TrainProbes,
+    TrainProjector,
+)
+from twohop.config._base import Section
+from twohop.config._catalogue import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, RandomModel
+from twohop.config._data import BuildQuestions, CurateEntities, FetchImages
+from twohop.config._load import load_params, parse_params
+from twohop.config._params import STYLE_SOURCES, Params, section_keys
+
+__all__ = [
+    "STYLE_SOURCES",
+    "AssembledVlm",
+    "BuildQuestions",
+    "CurateEntities",
+    "ExtractActivations",
+    "FetchImages",
+    "LocalFolder",
+    "ModelEntry",
+    "PackageBackbone",
+    "Params",
+    "PatchActivations",
+    "PlotFigures",
+    "PrepareModel",
+    "RandomModel",
+    "RecoverRecall",
+    "RenderReport",
+    "RunBenchmark",
+    "ScoreAttribution",
+    "Section",
+    "TrainProbes",
+    "TrainProjector",
+    "load_params",
+    "parse_params",
+    "section_keys",
+]

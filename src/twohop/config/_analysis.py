@@ -1,0 +1,128 @@
+"""Sections of the model and analysis steps."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from twohop.config._base import Section
+from twohop.config._data import ArtSource
+
+SiteKind = Literal["resid_post", "mlp_write", "attn_write"]
+Feature = Literal["image", "image_last", "last"]
+LayerPair = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+class PrepareModel(Section):
+    """From a catalogue entry to a local, hash-checked folder."""
+
+    image_size: int = Field(ge=16, le=512)
+    """Side in pixels of what an assembled VLM's tower sees; 16-pixel patches, one image token each."""
+    tower_layers: int = Field(ge=1, le=12)
+    """Layers of the tower that are kept; the last one's output feeds the projector."""
+
+
+class TrainProjector(Section):
+    """Training of the assembled VLMs' projectors."""
+
+    train_sources: list[ArtSource] = Field(min_length=1)
+    """Art sources seen in training; the source of `build_questions.style` must not be among them."""
+    copies: int = Field(ge=1)
+    """Augmented copies of every training picture."""
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    align_layer: int = Field(ge=0)
+    """Recipe `early`: the LLM layer at whose output image tokens are aligned with name tokens."""
+    seed: int = Field(ge=0)
+
+
+class RunBenchmark(Section):
+    """Three conditions, two gates."""
+
+    batch: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1, le=64)
+    recognition_prompts: list[str] = Field(min_length=1)
+    """Prompts that ask for the name of what is shown; `{entity}` stands for the picture."""
+    n_boot: int = Field(ge=100)
+    """Bootstrap draws over entities."""
+    seed: int = Field(ge=0)
+
+
+class ExtractActivations(Section):
+    """What is written to HDF5."""
+
+    sites: list[SiteKind] = Field(min_length=1)
+    dtype: Literal["float32", "float16", "bfloat16"]
+    batch: int = Field(ge=1)
+    chunk_rows: int = Field(ge=1)
+    """Rows of a chunk; extraction resumes per chunk."""
+
+
+class ScoreAttribution(Section):
+    """Attribution patching (study, section 3)."""
+
+    max_examples: int = Field(ge=2)
+    """Questions scored per run."""
+    steps: int = Field(ge=1)
+    """1: the gradient at the clean input; more: integrated gradients between clean and corrupted activations."""
+    batch: int = Field(ge=1)
+    validate_examples: int = Field(ge=1)
+    """Questions on which the same nodes are truly patched."""
+    validate_layer_stride: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class PatchActivations(Section):
+    """Activation patching with its controls (study, section 4)."""
+
+    donor_layers: int = Field(ge=1)
+    """The heuristic patch writes the backbone's `mlp_write` of layers 0 .. donor_layers - 1."""
+    max_examples: int = Field(ge=1)
+    """Largest number of questions in each of the two sets (lost facts; kept facts)."""
+    random_spans: int = Field(ge=5)
+    sweep_layers: list[int] = Field(min_length=1)
+    """Values of donor_layers that the layer sweep tries."""
+    back_pairs: list[LayerPair] = Field(min_length=1)
+    """Back-patching: candidate (later layer, earlier layer) pairs; one is chosen on the dev split."""
+    batch: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class TrainProbes(Section):
+    """Linear probes for the entity (study, section 5)."""
+
+    features: list[Feature] = Field(min_length=1)
+    layer_stride: int = Field(ge=1)
+    l2: list[float] = Field(min_length=1)
+    """Candidate L2 strengths (1/C); chosen by inner cross-validation at each layer."""
+    inner_folds: int = Field(ge=2)
+    copies: int = Field(ge=0)
+    """Augmented copies of every training picture besides the plain one."""
+    seed: int = Field(ge=0)
+
+
+class RecoverRecall(Section):
+    """Recovery by prompting (study, section 6)."""
+
+    name_then_answer: str
+    """Prompt of the one-turn strategy; `{entity}` is the picture, `{question}` what is asked."""
+    max_new_tokens: int = Field(ge=1, le=64)
+    batch: int = Field(ge=1)
+    n_boot: int = Field(ge=100)
+    seed: int = Field(ge=0)
+
+
+class PlotFigures(Section):
+    """Figures and the numbers they show."""
+
+    dpi: int = Field(ge=50, le=600)
+    n_boot: int = Field(ge=100)
+    seed: int = Field(ge=0)
+
+
+class RenderReport(Section):
+    """The page a person reads."""
+
+    title: str
+    max_answers: int = Field(ge=1)
+    """Graded answers listed in the searchable table."""

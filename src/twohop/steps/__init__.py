@@ -1,0 +1,1 @@
+"""One module per step: reads artifacts, calls analysis, writes artifacts with lineage."""
