@@ -1,0 +1,50 @@
+# make run: from a clone to results/render_report/report.html.   make test: lint and tests.   Nothing is installed twice.
+PYTHON ?= python3
+# Another build of torch, e.g. your CUDA one:  make run TORCH="torch==2.13.0 --index-url <its index>"
+TORCH ?= torch==2.13.0
+CORES ?= all
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export HF_HUB_OFFLINE ?= 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test test-slow lint lock clean setup
+.DELETE_ON_ERROR:
+
+run: $(READY)
+	snakemake --cores $(CORES)
+
+setup: $(READY)
+
+$(READY): requirements/lock.txt requirements/embedded.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "twohop needs Python >= 3.11; say which: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (about two minutes, once)"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	@$(PIP) --no-deps --require-hashes -r requirements/lock.txt
+	@$(PIP) --no-deps --require-hashes -r requirements/embedded.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lock:
+	uv pip compile requirements/requirements.in --override requirements/no-torch.txt --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-package torch --no-annotate --no-header --quiet --output-file requirements/lock.txt
+
+clean:
+	rm -rf $(VENV) results logs .snakemake .cache
