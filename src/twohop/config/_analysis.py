@@ -9,13 +9,14 @@ from twohop.config._data import ArtSource
 
 SiteKind = Literal["resid_post", "mlp_write", "attn_write"]
 Feature = Literal["image", "image_last", "last"]
-LayerPair = Annotated[list[int], Field(min_length=2, max_length=2)]
+Layer = Annotated[int, Field(ge=0)]
+LayerPair = Annotated[list[Layer], Field(min_length=2, max_length=2)]
 
 
 class PrepareModel(Section):
     """From a catalogue entry to a local, hash-checked folder."""
 
-    image_size: int = Field(ge=16, le=512)
+    image_size: int = Field(ge=16, le=512, multiple_of=16)
     """Side in pixels of what an assembled VLM's tower sees; 16-pixel patches, one image token each."""
     tower_layers: int = Field(ge=1, le=12)
     """Layers of the tower that are kept; the last one's output feeds the projector."""
@@ -29,31 +30,41 @@ class TrainProjector(Section):
     copies: int = Field(ge=1)
     """Augmented copies of every training picture."""
     steps: int = Field(ge=1)
+    """Optimiser steps."""
     batch: int = Field(ge=1)
+    """Pictures in a step."""
     lr: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
     align_layer: int = Field(ge=0)
     """Recipe `early`: the LLM layer at whose output image tokens are aligned with name tokens."""
     seed: int = Field(ge=0)
+    """Seed of the initial weights, the order of pictures and the augmentation."""
 
 
 class RunBenchmark(Section):
     """Three conditions, two gates."""
 
     batch: int = Field(ge=1)
+    """Prompts in a forward pass."""
     max_new_tokens: int = Field(ge=1, le=64)
+    """Longest answer, in tokens."""
     recognition_prompts: list[str] = Field(min_length=1)
     """Prompts that ask for the name of what is shown; `{entity}` stands for the picture."""
     n_boot: int = Field(ge=100)
     """Bootstrap draws over entities."""
     seed: int = Field(ge=0)
+    """Seed of the bootstrap."""
 
 
 class ExtractActivations(Section):
     """What is written to HDF5."""
 
     sites: list[SiteKind] = Field(min_length=1)
+    """Where activations are read; train_probes needs resid_post, patch_activations mlp_write."""
     dtype: Literal["float32", "float16", "bfloat16"]
+    """Number format on disk; bfloat16 and float16 take half the space of float32."""
     batch: int = Field(ge=1)
+    """Prompts in a forward pass."""
     chunk_rows: int = Field(ge=1)
     """Rows of a chunk; extraction resumes per chunk."""
 
@@ -66,10 +77,13 @@ class ScoreAttribution(Section):
     steps: int = Field(ge=1)
     """1: the gradient at the clean input; more: integrated gradients between clean and corrupted activations."""
     batch: int = Field(ge=1)
+    """Prompts in a forward and backward pass."""
     validate_examples: int = Field(ge=1)
     """Questions on which the same nodes are truly patched."""
     validate_layer_stride: int = Field(ge=1)
+    """Every n-th layer is truly patched."""
     seed: int = Field(ge=0)
+    """Seed of the draw of questions."""
 
 
 class PatchActivations(Section):
@@ -80,25 +94,32 @@ class PatchActivations(Section):
     max_examples: int = Field(ge=1)
     """Largest number of questions in each of the two sets (lost facts; kept facts)."""
     random_spans: int = Field(ge=5)
-    sweep_layers: list[int] = Field(min_length=1)
+    """Random receiving spans (the control of the heuristic span), one seed each."""
+    sweep_layers: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     """Values of donor_layers that the layer sweep tries."""
     back_pairs: list[LayerPair] = Field(min_length=1)
     """Back-patching: candidate (later layer, earlier layer) pairs; one is chosen on the dev split."""
     batch: int = Field(ge=1)
+    """Prompts in a forward pass."""
     seed: int = Field(ge=0)
+    """Seed of the draw of questions, the random spans and the wrong donors."""
 
 
 class TrainProbes(Section):
     """Linear probes for the entity (study, section 5)."""
 
     features: list[Feature] = Field(min_length=1)
+    """What a probe sees: mean over the image tokens, the last image token, or the last position of the prompt."""
     layer_stride: int = Field(ge=1)
-    l2: list[float] = Field(min_length=1)
+    """Every n-th layer is probed; the embedding and the last layer always are."""
+    l2: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Candidate L2 strengths (1/C); chosen by inner cross-validation at each layer."""
     inner_folds: int = Field(ge=2)
+    """Folds of the inner cross-validation."""
     copies: int = Field(ge=0)
     """Augmented copies of every training picture besides the plain one."""
     seed: int = Field(ge=0)
+    """Seed of the folds and of the shuffled labels."""
 
 
 class RecoverRecall(Section):
@@ -107,22 +128,30 @@ class RecoverRecall(Section):
     name_then_answer: str
     """Prompt of the one-turn strategy; `{entity}` is the picture, `{question}` what is asked."""
     max_new_tokens: int = Field(ge=1, le=64)
+    """Longest answer, in tokens, the written name included."""
     batch: int = Field(ge=1)
+    """Prompts in a forward pass."""
     n_boot: int = Field(ge=100)
+    """Bootstrap draws over entities."""
     seed: int = Field(ge=0)
+    """Seed of the bootstrap."""
 
 
 class PlotFigures(Section):
     """Figures and the numbers they show."""
 
     dpi: int = Field(ge=50, le=600)
+    """Resolution of the PNG figures, in dots per inch."""
     n_boot: int = Field(ge=100)
+    """Bootstrap draws over entities for every interval in figures and report."""
     seed: int = Field(ge=0)
+    """Seed of the bootstrap."""
 
 
 class RenderReport(Section):
     """The page a person reads."""
 
     title: str
+    """Heading of the page."""
     max_answers: int = Field(ge=1)
     """Graded answers listed in the searchable table."""

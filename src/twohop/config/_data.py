@@ -16,10 +16,13 @@ class CurateEntities(Section):
     """Which entities and facts the study is about."""
 
     source: Literal["flags"]
+    """Table of entities; `flags` is the embedded one."""
     n_entities: int = Field(ge=4, le=193)
     """Entities to evaluate, drawn without replacement from those whose picture is unique."""
     relations: list[Relation] = Field(min_length=1)
+    """What is asked about every entity."""
     seed: int = Field(ge=0)
+    """Seed of the draw of entities."""
 
 
 class FetchImages(Section):
@@ -45,3 +48,4 @@ class BuildQuestions(Section):
     dev_share: float = Field(ge=0, lt=1)
     """Share of the entities whose questions form the dev split (choices are made there, results reported on test)."""
     seed: int = Field(ge=0)
+    """Seed of the split and of the corrupted twins."""

