@@ -57,18 +57,19 @@ def _read(path: Path) -> Any:
 
 def _differences(old: Any, new: Any, at: str) -> Iterator[str]:
     """Values that Snakemake's YAML 1.1 and DVC's YAML 1.2 read differently (promise B2)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        olds, news = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
+    olds, news = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
+    kinds = {type(old), type(new)}
+    if kinds == {dict}:
         if list(map(repr, olds)) != list(map(repr, news)):
             odd = [str(k) for k in news if repr(k) not in set(map(repr, olds))]
             yield f"{at or 'top level'}: key(s) {', '.join(odd)} mean two things: put them in quotes"
             return
         for key in olds:
             yield from _differences(olds[key], news[key], f"{at}.{key}".lstrip("."))
-    elif isinstance(old, list) and isinstance(new, list):
+    elif kinds == {list}:
         for i, pair in enumerate(zip(cast("list[Any]", old), cast("list[Any]", new), strict=False)):
             yield from _differences(*pair, f"{at}[{i}]")
-    elif type(old) is not type(new) or old != new:
+    elif repr(old) != repr(new):  # also tells 1 from 1.0 and True, and takes nan for nan
         yield f"{at}: YAML 1.1 reads {old!r}, YAML 1.2 reads {new!r}: write {_spelling(old, new)}"
 
 
