@@ -1,0 +1,114 @@
+"""Uncertainty and tests (study, section 2): bootstrap over entities, McNemar's exact test, Holm's correction.
+
+Entities, not questions, are drawn: the questions of one entity share its picture and its name, so they are not independent. Every statistic of this
+project is a function of sums over questions, so a draw is a vector of multiplicities per entity times a matrix of per-entity sums.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import binomtest, norm
+
+Statistic = Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, " draw"]]
+LEVEL = 0.95
+UNDEFINED_SHARE = (1 - LEVEL) / 2
+"""When the statistic is undefined in more than this share of the draws, an interval from the others would mislead."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; None where it is undefined (a denominator that is not positive, no data)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n_entities: int
+
+    def record(self) -> dict[str, Any]:
+        """The plain values, for JSON."""
+        return asdict(self)
+
+
+def bootstrap(sums: Float[np.ndarray, "entity column"], statistic: Statistic, n_boot: int, seed: int) -> Interval:
+    """Percentile bootstrap over entities (Efron 1979) of a statistic of summed columns.
+
+    Args:
+        sums: per entity, what the statistic needs summed (e.g. right answers, questions).
+        statistic: from summed columns `(draw, column)` to one number per draw, NaN where undefined.
+        n_boot: number of draws.
+        seed: of the draws; equal inputs give equal intervals.
+    """
+    n = len(sums)
+    if n == 0:
+        return Interval(None, None, None, 0)
+    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
+    draws = statistic(counts @ sums)
+    undefined = np.isnan(draws)
+    if np.isnan(value):
+        return Interval(None, None, None, n)
+    if undefined.mean() > UNDEFINED_SHARE:
+        return Interval(value, None, None, n)
+    low, high = np.quantile(draws[~undefined], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high), n)
+
+
+def share(sums: Float[np.ndarray, "entity 2"], n_boot: int, seed: int) -> Interval:
+    """Share of right answers with its interval; columns are (right, asked).
+
+    Where every answer is right or every answer is wrong the bootstrap has no spread, whatever the number of entities; Wilson's interval for that
+    number of entities is given instead, so that 4 of 4 does not look as sure as 400 of 400.
+    """
+    interval = bootstrap(sums, lambda s: ratio(s[:, 0], s[:, 1]), n_boot, seed)
+    if interval.value in (0.0, 1.0):
+        low, high = wilson(round(interval.value * len(sums)), len(sums))
+        return Interval(interval.value, low, high, len(sums))
+    return interval
+
+
+def ratio(top: Float[np.ndarray, " draw"], bottom: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
+    """`top / bottom`, NaN where the denominator is not positive."""
+    safe = np.where(bottom > 0, bottom, np.nan)
+    return top / safe
+
+
+def entity_sums(entities: Sequence[str], columns: Sequence[Sequence[float]]) -> Float[np.ndarray, "entity column"]:
+    """Sums of per-question columns within each entity, entities in sorted order (so that a seed means the same draws)."""
+    names, index = np.unique(np.asarray(entities, dtype=object).astype(str), return_inverse=True)
+    table = np.zeros((len(names), len(columns)))
+    for j, column in enumerate(columns):
+        np.add.at(table[:, j], index, np.asarray(column, dtype=float))
+    return table
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test (McNemar 1947) from the two discordant counts; 1 when there are none."""
+    n = only_first + only_second
+    return float(binomtest(only_first, n, 0.5).pvalue) if n else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of Holm's step-down procedure (Holm 1979), in the order given."""
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share (Wilson 1927).
+
+    Raises:
+        ValueError: `n` is not positive.
+    """
+    if n <= 0:
+        raise ValueError("Wilson's interval needs at least one observation")
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    p, denominator = right / n, 1 + z**2 / n
+    centre = (p + z**2 / (2 * n)) / denominator
+    half = z * float(np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))) / denominator
+    return max(0.0, centre - half), min(1.0, centre + half)
