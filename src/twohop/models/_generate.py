@@ -1,0 +1,166 @@
+"""Greedy decoding and name ranking on a shared prefix.
+
+A dynamic cache in every generation: a static one would compile by itself on CUDA and ignore hooks.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from twohop.errors import ModelError
+from twohop.models._hooks import hooked
+from twohop.models._prompts import Batch
+from twohop.models._sites import Patch
+
+if TYPE_CHECKING:
+    from twohop.models._model import Model
+
+CANDIDATES_PER_ROUND = 4
+"""Names scored per picture and round of the branch and bound."""
+ROWS_AT_ONCE = 128
+"""Rows of one continuation; bounds the copies of the prefix's cache."""
+
+
+def greedy(model: "Model", batch: Batch, max_new_tokens: int, patches: Sequence[Patch]) -> list[str]:
+    """See `Model.generate`."""
+    if max_new_tokens < 1:
+        raise ModelError(f"max_new_tokens is {max_new_tokens}", model.name, "ask for at least one token")
+    cache, logits = _prefill(model, batch, patches)
+    lengths = batch.attention_mask.sum(1)
+    mask = batch.attention_mask
+    written: list[list[int]] = [[] for _ in range(len(batch))]
+    alive = torch.arange(len(batch), device=model.device)
+    for step in range(max_new_tokens):
+        token = logits.argmax(-1)
+        going: list[int] = []
+        for i, (row, t) in enumerate(zip(alive.tolist(), token.tolist(), strict=True)):
+            if t in model.stop_ids:
+                continue
+            written[row].append(t)
+            if "\n" not in model.tokens.decode(written[row]).lstrip():
+                going.append(i)
+        if not going or step == max_new_tokens - 1:
+            break
+        keep = torch.tensor(going, device=model.device)
+        if len(going) < len(alive):  # rows that are done leave the batch
+            cache = _rows(cache, keep)
+            alive, mask, lengths, token = alive[keep], mask[keep], lengths[keep], token[keep]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        logits = _continue(model, cache, token[:, None], mask, lengths[:, None] + step)[:, -1]
+    return [_first_line(model.tokens.decode(ids)) for ids in written]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0].strip()
+
+
+def name_logprobs(model: "Model", batch: Batch, names: Sequence[str]) -> Float[Tensor, "batch name"]:
+    """See `Model.name_logprobs`."""
+    ids = _name_ids(model, names)
+    cache, logits = _prefill(model, batch, ())
+    rows = [(r, n) for r in range(len(batch)) for n in range(len(names))]
+    scores = _scores(model, batch, cache, logits.log_softmax(-1), ids, rows)
+    return torch.tensor(scores, dtype=torch.float32).reshape(len(batch), len(names))
+
+
+def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
+    """Branch and bound: log P(name) <= log P(its first token), so names are scored in the order of that bound.
+
+    A row is done when the next bound is below the best score that it has.
+    """
+    ids = _name_ids(model, names)
+    cache, logits = _prefill(model, batch, ())
+    logprobs = logits.log_softmax(-1)
+    bounds = logprobs[:, torch.tensor([i[0] for i in ids], device=model.device)].cpu()
+    order = bounds.argsort(dim=1, descending=True, stable=True).tolist()
+    best: list[tuple[float, int]] = [(-float("inf"), 0) for _ in range(len(batch))]
+    tried = [0] * len(batch)
+    while True:
+        rows: list[tuple[int, int]] = []
+        for r in range(len(batch)):
+            ahead = order[r][tried[r] : tried[r] + CANDIDATES_PER_ROUND]
+            ahead = [n for n in ahead if float(bounds[r, n]) >= best[r][0]]
+            tried[r] += len(ahead)
+            rows += [(r, n) for n in ahead]
+        if not rows:
+            return [n for _, n in best]
+        for (r, n), score in zip(rows, _scores(model, batch, cache, logprobs, ids, rows), strict=True):
+            if (score, -n) > (best[r][0], -best[r][1]):
+                best[r] = (score, n)
+
+
+def _name_ids(model: "Model", names: Sequence[str]) -> list[list[int]]:
+    ids = [model.tokenize(f" {name}") for name in names]
+    if not ids or not all(ids):
+        raise ModelError("no names, or an empty one", model.name, "give names of visible characters")
+    return ids
+
+
+def _scores(
+    model: "Model",
+    batch: Batch,
+    cache: Any,
+    first: Float[Tensor, "batch vocab"],
+    ids: Sequence[list[int]],
+    rows: Sequence[tuple[int, int]],
+) -> list[float]:
+    """log P of each (row, name); one-token names need no further pass."""
+    scores = [float(first[r, ids[n][0]]) for r, n in rows]
+    longer = sorted((i for i, (_, n) in enumerate(rows) if len(ids[n]) > 1), key=lambda i: len(ids[rows[i][1]]))
+    for at in range(0, len(longer), ROWS_AT_ONCE):
+        chunk = longer[at : at + ROWS_AT_ONCE]
+        tails = _tails(model, batch, cache, [rows[i][0] for i in chunk], [ids[rows[i][1]] for i in chunk])
+        for i, tail in zip(chunk, tails, strict=True):
+            scores[i] += tail
+    return scores
+
+
+def _tails(model: "Model", batch: Batch, cache: Any, rows: list[int], names: list[list[int]]) -> list[float]:
+    """Summed log P of every name's tokens after its first."""
+    longest = max(map(len, names)) - 1
+    tokens = torch.zeros(len(names), longest, dtype=torch.long, device=model.device)
+    known = torch.zeros_like(tokens)
+    wanted = torch.zeros_like(tokens)
+    for i, name in enumerate(names):
+        n = len(name) - 1
+        tokens[i, :n], wanted[i, :n], known[i, :n] = torch.tensor(name[:-1]), torch.tensor(name[1:]), 1
+    index = torch.tensor(rows, device=model.device)
+    prefix = batch.attention_mask[index]
+    positions = prefix.sum(1, keepdim=True) + torch.arange(longest, device=model.device)
+    logits = _continue(model, _rows(cache, index), tokens, torch.cat([prefix, known], 1), positions)
+    picked = logits.log_softmax(-1).gather(2, wanted[..., None])[..., 0]
+    return (picked * known).sum(1).tolist()
+
+
+def _prefill(model: "Model", batch: Batch, patches: Sequence[Patch]) -> tuple[Any, Float[Tensor, "batch vocab"]]:
+    cache = DynamicCache(config=model.net.config.get_text_config())
+    embeds = model.embed(batch)
+    with hooked(model.decoder, (int(embeds.shape[0]), int(embeds.shape[1]), model.d_model), (), patches):
+        return cache, model.forward(batch, embeds, cache)
+
+
+def _continue(
+    model: "Model",
+    cache: Any,
+    tokens: Int[Tensor, "batch new"],
+    mask: Int[Tensor, "batch total"],
+    positions: Int[Tensor, "batch new"],
+) -> Float[Tensor, "batch new vocab"]:
+    """Logits of further tokens; the cache grows."""
+    out = model.net(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return out.logits.float()
+
+
+def _rows(cache: Any, index: Int[Tensor, " rows"]) -> Any:
+    """A cache of the chosen rows; the old one stays as it is."""
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    new.batch_select_indices(index)
+    return new

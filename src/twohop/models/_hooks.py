@@ -1,0 +1,134 @@
+"""Reading and writing sites during one forward pass.
+
+Every hook checks the shape it meets and that it fired exactly once (promise X1), and is gone afterwards whatever
+happens (X4). A read after a write sees what was written.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from twohop.errors import ModelError
+from twohop.models._sites import Decoder, Patch, Site, Tap
+
+
+class _Probe:
+    """The hook of one site."""
+
+    def __init__(
+        self, site: Site, tap: Tap, shape: tuple[int, int, int], patches: Sequence[Patch], keep: bool, grad: bool
+    ):
+        self.site, self.tap, self.shape, self.keep, self.grad = site, tap, shape, keep, grad
+        self.patches = patches
+        self.fired = 0
+        self.activation: Tensor | None = None
+
+    def _visit(self, output: Any) -> Tensor | None:
+        """Read or overwrite the tensor; None leaves it as it is."""
+        if not isinstance(output, Tensor) or tuple(output.shape) != self.shape:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(f"met {got} where (batch, seq, d_model) = {self.shape} was expected", str(self.site))
+        self.fired += 1
+        scale = self.tap.scale()
+        if scale is not None and not bool(scale.any()) and (self.patches or self.grad):
+            raise ModelError(
+                "the gate of this layer is 0, nothing is written here", str(self.site), "leave the site out"
+            )
+        write = output if scale is None else output * scale
+        for patch in self.patches:
+            write = _overwritten(write, patch)
+        if self.keep:
+            if self.grad:
+                write.retain_grad()
+            self.activation = write if self.grad else write.detach()
+        if not self.patches and not (self.grad and scale is not None):
+            return None
+        return write if scale is None else write / scale
+
+    def after(self, _module: Any, _args: Any, output: Any) -> Any:
+        """Forward hook."""
+        self._once()
+        if self.tap.item is None:
+            return self._visit(output)
+        if not isinstance(output, tuple):
+            raise ModelError(f"met {type(output).__name__} where a tuple was expected", str(self.site))
+        parts = cast("tuple[Any, ...]", output)
+        new = self._visit(parts[self.tap.item])
+        if new is None:
+            return None
+        return (*parts[: self.tap.item], new, *parts[self.tap.item + 1 :])
+
+    def before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook on the first decoder layer: its input is the embedding."""
+        self._once()
+        if args:
+            new = self._visit(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        new = self._visit(kwargs.get("hidden_states"))
+        return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+    def _once(self) -> None:
+        if self.fired:
+            raise ModelError("the hook fired twice in one forward pass", str(self.site))
+
+
+def _overwritten(write: Tensor, patch: Patch) -> Tensor:
+    where = patch.where.to(write.device)
+    n = int(where.sum())
+    if tuple(where.shape) != tuple(write.shape[:2]) or tuple(patch.values.shape) != (n, write.shape[2]):
+        raise ModelError(
+            f"patch of {tuple(patch.values.shape)} values at {n} positions of {tuple(where.shape)}",
+            str(patch.site),
+            f"give one row of {write.shape[2]} values per True of `where` {tuple(write.shape[:2])}",
+        )
+    out = write.clone()
+    out[where] = patch.values.to(write)
+    return out
+
+
+@contextlib.contextmanager
+def hooked(
+    decoder: Decoder,
+    shape: tuple[int, int, int],
+    capture: Collection[Site] = (),
+    patches: Sequence[Patch] = (),
+    grad: bool = False,
+) -> Iterator[dict[Site, Float[Tensor, "batch seq d_model"]]]:
+    """Hooks for exactly one forward pass; the dict is filled when the block ends.
+
+    Args:
+        decoder: the stack.
+        shape: (batch, seq, d_model) that every site must have.
+        capture: sites to read.
+        patches: what to overwrite, in order.
+        grad: keep activations in the graph and their gradients.
+
+    Raises:
+        ModelError: a site is unknown, has another shape, or did not fire exactly once.
+    """
+    wanted = {decoder.check(s) for s in capture}
+    sites = sorted(wanted | {decoder.check(p.site) for p in patches})
+    probes = [_Probe(s, decoder.tap(s), shape, [p for p in patches if p.site == s], s in wanted, grad) for s in sites]
+    found: dict[Site, Tensor] = {}
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        handles.extend(_register(probe) for probe in probes)
+        yield found
+        for probe in probes:
+            if probe.fired != 1:
+                raise ModelError("the hook did not fire", str(probe.site), "the layer was skipped in this run")
+            if probe.activation is not None:
+                found[probe.site] = probe.activation
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _register(probe: _Probe) -> torch.utils.hooks.RemovableHandle:
+    if probe.tap.before:
+        return probe.tap.module.register_forward_pre_hook(probe.before, with_kwargs=True)
+    return probe.tap.module.register_forward_hook(probe.after)

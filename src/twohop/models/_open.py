@@ -1,0 +1,75 @@
+"""Opening a prepared model: every file is checked against the card before a weight is read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import logging
+
+from twohop.errors import ModelError
+from twohop.models._card import ModelCard, read_card
+from twohop.models._model import Model
+from twohop.models._prepare import cache_root, check_files, ensure_folder
+from twohop.models._prompts import Tokens
+
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_checked: set[tuple[str, str]] = set()
+"""Folders whose files this process has compared with a card already."""
+
+
+def open_model(card: Path) -> Model:
+    """Load the model that a card describes; bfloat16 on CUDA, float32 on a CPU.
+
+    Raises:
+        ModelError: the card is no card, or a file is not what it says.
+    """
+    record = read_card(card)
+    folder = checked_folder(record)
+    cuda = torch.cuda.is_available()
+    loader: Any = AutoModelForCausalLM if record.role == "backbone" else AutoModelForImageTextToText
+    logging.disable_progress_bar()
+    net: Any = loader.from_pretrained(
+        folder, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True, **_SAFE
+    )
+    net = net.to("cuda" if cuda else "cpu")
+    model = Model(net, record, _tokens(record, folder), _eyes(record, folder))
+    if (model.n_layers, model.d_model) != (record.n_layers, record.d_model):
+        raise ModelError("the model's size is not the card's", str(card), "make the card again: prepare_model")
+    return model
+
+
+def open_tokenizer(card: Path) -> Tokens:
+    """The tokenizer alone, with the study's conventions; loads no weights."""
+    record = read_card(card)
+    return _tokens(record, checked_folder(record))
+
+
+def checked_folder(card: ModelCard) -> Path:
+    """The card's folder, made again when absent; every file equals its record.
+
+    Raises:
+        ModelError: a file is missing or altered, or the recipe now gives other bytes than the card says.
+    """
+    path = cache_root() / card.folder
+    key = (str(path.resolve()), card.model_dump_json())
+    if key not in _checked or not path.is_dir():
+        if not path.is_dir():
+            ensure_folder(card.folder, card.entry, card.prepare)
+        check_files(path, card.files)
+        _checked.add(key)
+    return path
+
+
+def load_image_processor(folder: Path) -> Any:
+    """The folder's image processor with the PIL backend: torchvision's resizing gives other numbers."""
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", **_SAFE)
+
+
+def _tokens(card: ModelCard, folder: Path) -> Tokens:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_SAFE)
+    return Tokens(tokenizer, card.n_image_tokens, card.image_token_id)
+
+
+def _eyes(card: ModelCard, folder: Path) -> Any:
+    return None if card.role == "backbone" else load_image_processor(folder)

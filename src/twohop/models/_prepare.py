@@ -1,0 +1,318 @@
+"""From a catalogue entry to a local folder of safetensors, and from a folder to its card.
+
+The folder is a cache: it can be made again from the card alone, by the same recipe, and must then have the same bytes.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from twohop.config import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, PrepareModel, RandomModel
+from twohop.errors import ModelError
+from twohop.models._card import FileRecord, ModelCard
+
+CACHE_VARIABLE = "TWOHOP_CACHE"
+LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers")
+"""Libraries whose version can change the bytes that a recipe writes."""
+RECIPES = ("_embedded.py", "_random.py")
+"""Modules that hold the recipes; their text is part of a folder's fingerprint."""
+KEPT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""Files taken from a local folder; never code or pickles."""
+
+
+def cache_root() -> Path:
+    """Where model folders lie: `$TWOHOP_CACHE/models`, or `.cache/twohop/models`."""
+    return Path(os.environ.get(CACHE_VARIABLE) or ".cache/twohop") / "models"
+
+
+def materialise(name: str, entry: ModelEntry, prepare: PrepareModel) -> ModelCard:
+    """Make the entry's folder unless it is there, check it, and write down what it is.
+
+    Raises:
+        ModelError: a source is missing, is not what its record says, or holds no safetensors.
+    """
+    sources = _sources(entry)
+    folder = _folder_name(name, entry, prepare, sources)
+    path = ensure_folder(folder, entry, prepare)
+    return _card(name, entry, prepare, folder, sources, path)
+
+
+def ensure_folder(folder: str, entry: ModelEntry, prepare: PrepareModel) -> Path:
+    """The entry's folder in the cache, made under a lock when absent; its files match their records."""
+    path = cache_root() / folder
+    with built(path) as tmp:
+        if tmp is not None:
+            _build(tmp, entry, prepare)
+    check_files(path, read_records(path))
+    return path
+
+
+@contextmanager
+def built(path: Path) -> Iterator[Path | None]:
+    """A temporary folder to fill, renamed onto `path` with its file records beside it; None when it is there already.
+
+    One process builds, others wait (promise K4); what a killed build left behind is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if path.is_dir() and _records_path(path).is_file():
+            yield None
+            return
+        tmp = path.with_name(f".{path.name}.tmp")
+        for stale in (tmp, path):
+            shutil.rmtree(stale, ignore_errors=True)
+        tmp.mkdir()
+        try:
+            yield tmp
+            records = {k: v.model_dump() for k, v in file_records(tmp).items()}
+            _records_path(path).write_text(json.dumps(records, indent=1, sort_keys=True), encoding="utf-8")
+            tmp.rename(path)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _records_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.files.json")
+
+
+def read_records(path: Path) -> dict[str, FileRecord]:
+    """What was written when the folder was made."""
+    tree = json.loads(_records_path(path).read_text(encoding="utf-8"))
+    return {name: FileRecord.model_validate(value) for name, value in tree.items()}
+
+
+def file_records(path: Path) -> dict[str, FileRecord]:
+    """Size and sha256 of every file of a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p.relative_to(path)): FileRecord(sha256=_sha256(p), bytes=p.stat().st_size) for p in files}
+
+
+def check_files(path: Path, records: Mapping[str, FileRecord]) -> None:
+    """Compare a folder with its records (promise M5).
+
+    Raises:
+        ModelError: a file is missing, altered or not on record; it is named.
+    """
+    todo = f"remove the folder {path}: it is made again from its recipe"
+    have = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    for name in sorted(have | set(records)):
+        if name not in have:
+            raise ModelError("a file of the model is missing", str(path / name), todo)
+        if name not in records:
+            raise ModelError("a file that is not on the model's record", str(path / name), todo)
+        record = records[name]
+        if (path / name).stat().st_size != record.bytes or _sha256(path / name) != record.sha256:
+            raise ModelError(
+                "a file of the model was altered: its sha256 is not the recorded one", str(path / name), todo
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
+    source = entry.source
+    if isinstance(source, RandomModel):
+        from twohop.models._random import build_random
+
+        build_random(tmp, source, entry.role != "backbone", prepare.image_size)
+    elif isinstance(source, LocalFolder):
+        _copy_local(Path(source.path), tmp)
+    else:
+        _build_embedded(tmp, source, prepare)
+
+
+def _build_embedded(tmp: Path, source: PackageBackbone | AssembledVlm, prepare: PrepareModel) -> None:
+    from twohop.models import _embedded  # onnx and gguf are slow to import and needed here only
+
+    if isinstance(source, PackageBackbone):
+        _copy_files(_language_model(source.package), tmp)
+        return
+    projector = Path(source.projector)
+    _embedded.assemble_llava(_language_model(source.package), source.tower, projector, prepare, tmp)
+
+
+def _language_model(package: str) -> Path:
+    """The converted language model of a package; converted once and shared by all entries that use it."""
+    from twohop.models import _embedded
+
+    key = _digest({"payload": _embedded.payload_sha256(package), "recipes": _recipe_digest(), "versions": _versions()})
+    path = cache_root() / f"part-{package}-{key[:16]}"
+    with built(path) as tmp:
+        if tmp is not None:
+            _embedded.convert_backbone(package, tmp)
+    check_files(path, read_records(path))
+    return path
+
+
+def _copy_local(folder: Path, tmp: Path) -> None:
+    _copy_files(folder, tmp, _local_files(folder))
+
+
+def _copy_files(folder: Path, tmp: Path, names: list[str] | None = None) -> None:
+    """Hard links where the disk can, copies where not."""
+    for name in names if names is not None else sorted(p.name for p in folder.iterdir() if p.is_file()):
+        try:
+            os.link(folder / name, tmp / name)
+        except OSError:
+            shutil.copyfile(folder / name, tmp / name)
+
+
+def _local_files(folder: Path) -> list[str]:
+    """Files to take from a local transformers folder (promise M2).
+
+    Raises:
+        ModelError: no config, no safetensors, or a shard of the index is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError("no config.json", str(folder), "give a folder in the transformers layout")
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in KEPT_SUFFIXES)
+    if not any(n.endswith(".safetensors") for n in names):
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".gguf"))
+        found = f"; found {', '.join(others)}, which may run code when loaded" if others else ""
+        raise ModelError(f"no safetensors file{found}", str(folder), "convert the weights to safetensors first")
+    for index in (n for n in names if n.endswith(".safetensors.index.json")):
+        shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shards - set(names))
+        if missing:
+            raise ModelError(f"missing weight file(s): {', '.join(missing)}", str(folder), "download the model again")
+    return names
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def _sources(entry: ModelEntry) -> dict[str, str]:
+    """sha256 of what goes into the recipe."""
+    source = entry.source
+    if isinstance(source, RandomModel):
+        return {}
+    if isinstance(source, LocalFolder):
+        folder = Path(source.path)
+        return {name: _sha256(folder / name) for name in _local_files(folder)}
+    from twohop.models import _embedded
+
+    sources = {source.package: _embedded.payload_sha256(source.package)}
+    if isinstance(source, AssembledVlm):
+        projector = Path(source.projector)
+        if not projector.is_file():
+            raise ModelError("no projector", str(projector), "train it: snakemake train_projectors")
+        sources["projector"] = _sha256(projector)
+        if source.tower != "random":
+            sources[source.tower] = _embedded.payload_sha256(source.tower)
+    return sources
+
+
+def _folder_name(name: str, entry: ModelEntry, prepare: PrepareModel, sources: Mapping[str, str]) -> str:
+    made_from = {
+        "entry": entry.model_dump(mode="json", include={"role", "family", "source"}),
+        "prepare": prepare.model_dump(mode="json"),
+        "sources": dict(sources),
+        "recipes": _recipe_digest(),
+        "versions": _versions(),
+    }
+    return f"{name}-{_digest(made_from)[:16]}"
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _recipe_digest() -> str:
+    here = Path(__file__).parent
+    return _digest({name: _sha256(here / name) for name in RECIPES if (here / name).is_file()})
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _card(
+    name: str, entry: ModelEntry, prepare: PrepareModel, folder: str, sources: dict[str, str], path: Path
+) -> ModelCard:
+    """What the folder's config and weight headers say."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    family = _family(config, entry, path)
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    is_vlm = entry.role != "backbone"
+    if is_vlm and vision is None:
+        raise ModelError("a vision-language model without a vision tower", str(path), "check the entry's role")
+    return ModelCard(
+        name=name,
+        role=entry.role,
+        family=family,
+        backbone=entry.backbone,
+        licence=entry.licence,
+        entry=entry,
+        prepare=prepare,
+        folder=folder,
+        sources=sources,
+        architecture=str((config.architectures or [type(config).__name__])[0]),
+        n_layers=int(text.num_hidden_layers),
+        d_model=int(text.hidden_size),
+        n_heads=int(text.num_attention_heads),
+        vocab=int(text.vocab_size),
+        parameters=_parameters(path),
+        n_image_tokens=_image_tokens(config, vision) if is_vlm else 0,
+        image_size=int(vision.image_size) if is_vlm else None,
+        image_token_id=int(config.image_token_id) if is_vlm else None,
+        image_processor=_image_processor_name(path) if is_vlm else None,
+        files=read_records(path),
+        versions=_versions(),
+    )
+
+
+def _family(config: Any, entry: ModelEntry, path: Path) -> str:
+    model_type = str(config.model_type).removesuffix("_text")
+    if model_type != entry.family:
+        raise ModelError(
+            f"the folder holds a {model_type} model, the catalogue says {entry.family}",
+            str(path),
+            "correct the entry's family in params.yaml",
+        )
+    return model_type
+
+
+def _image_tokens(config: Any, vision: Any) -> int:
+    """Tokens that a picture takes in the prompt."""
+    per_image = getattr(config, "mm_tokens_per_image", None)
+    if per_image is not None:
+        return int(per_image)
+    drops_class = getattr(config, "vision_feature_select_strategy", "default") == "default"
+    return (int(vision.image_size) // int(vision.patch_size)) ** 2 + (0 if drops_class else 1)
+
+
+def _parameters(path: Path) -> int:
+    """Numbers in the weight files, from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as f:
+            for key in f.keys():  # noqa: SIM118
+                size = 1
+                for n in f.get_slice(key).get_shape():
+                    size *= int(n)
+                total += size
+    return total
+
+
+def _image_processor_name(path: Path) -> str:
+    from twohop.models._open import load_image_processor
+
+    return type(load_image_processor(path)).__name__
