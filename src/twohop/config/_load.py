@@ -58,7 +58,7 @@ def _read(path: Path) -> Any:
 def _differences(old: Any, new: Any, at: str) -> Iterator[str]:
     """Values that Snakemake's YAML 1.1 and DVC's YAML 1.2 read differently (promise B2)."""
     olds, news = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
-    kinds = {type(old), type(new)}
+    kinds: set[type] = {type(old), type(new)}
     if kinds == {dict}:
         if list(map(repr, olds)) != list(map(repr, news)):
             odd = [str(k) for k in news if repr(k) not in set(map(repr, olds))]

@@ -73,6 +73,10 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
             yield f"{at}.family: is {entry.family!r}; allowed: llama for a backbone, llava for a vlm or control"
         elif {"package": "llama", "assembled": "llava"}.get(entry.source.kind, entry.family) != entry.family:
             yield f"{at}.source.kind: is {entry.source.kind!r}; allowed: package for a backbone, assembled for a vlm"
+        if entry.source.kind == "assembled" and entry.backbone in backbones:
+            package = getattr(models[entry.backbone].source, "package", None)
+            if package != entry.source.package:
+                yield f"{at}.source.package: is {entry.source.package!r}; allowed: its backbone's ({package!r})"
 
 
 def _prompt_problems(p: Params) -> Iterator[str]:
