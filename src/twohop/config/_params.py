@@ -74,9 +74,9 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
         elif {"package": "llama", "assembled": "llava"}.get(entry.source.kind, entry.family) != entry.family:
             yield f"{at}.source.kind: is {entry.source.kind!r}; allowed: package for a backbone, assembled for a vlm"
         if entry.source.kind == "assembled" and entry.backbone in backbones:
-            package = getattr(models[entry.backbone].source, "package", None)
-            if package != entry.source.package:
-                yield f"{at}.source.package: is {entry.source.package!r}; allowed: its backbone's ({package!r})"
+            kind = models[entry.backbone].source.kind
+            if kind != "package":  # the language model that is wired in is the embedded one
+                yield f"{at}.backbone: has source kind {kind!r}; allowed: a backbone from a package"
 
 
 def _prompt_problems(p: Params) -> Iterator[str]:
