@@ -35,9 +35,7 @@ class _Probe:
         self.fired += 1
         scale = self.tap.scale()
         if scale is not None and not bool(scale.any()) and (self.patches or self.grad):
-            raise ModelError(
-                "the gate of this layer is 0, nothing is written here", str(self.site), "leave the site out"
-            )
+            raise ModelError("the gate of this layer is 0: it writes nothing", str(self.site), "leave the site out")
         write = output if scale is None else output * scale
         for patch in self.patches:
             write = _overwritten(write, patch)

@@ -90,9 +90,7 @@ class Model:
         shape = (len(pictures), self.n_image_tokens, self.d_model)
         features = torch.stack(list(parts)) if parts else torch.empty(shape, dtype=self.dtype, device=self.device)
         if tuple(features.shape) != shape:
-            raise ModelError(
-                f"picture features are {tuple(features.shape)}, not {shape}", self.name, "make the card again"
-            )
+            raise ModelError(f"picture features are {tuple(features.shape)}, not {shape}", self.name)
         return features
 
     def batch(self, prompts: Sequence[Prompt], side: Literal["left", "right"] = "left") -> Batch:
@@ -107,9 +105,7 @@ class Model:
         seen = [p.picture for p in prompts if p.picture is not None]
         for picture in seen:
             if tuple(picture.shape) != (self.n_image_tokens, self.d_model):
-                raise ModelError(
-                    f"picture features of {tuple(picture.shape)}", self.name, "use one row of encode_pictures"
-                )
+                raise ModelError(f"picture features {tuple(picture.shape)}", self.name, "use a row of encode_pictures")
         is_picture = [p.picture is not None for p in prompts]
         ids, mask, positions, spans, groups = pad(encoded, is_picture, self.pad_id, self.device, side)
         extra: dict[str, Tensor] = {}

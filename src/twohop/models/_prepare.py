@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ from filelock import FileLock
 
 from twohop.config import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, PrepareModel, RandomModel
 from twohop.errors import ModelError
+from twohop.models import _embedded
 from twohop.models._card import FileRecord, ModelCard
+from twohop.models._random import build_random
 
 CACHE_VARIABLE = "TWOHOP_CACHE"
 LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers")
 """Libraries whose version can change the bytes that a recipe writes."""
 RECIPES = ("_embedded.py", "_random.py")
 """Modules that hold the recipes; their text is part of a folder's fingerprint."""
+RANDOM_TOWER_SEED = 0
+"""Seed of the control's tower; its projector was trained for these weights."""
 KEPT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Files taken from a local folder; never code or pickles."""
 
@@ -110,9 +114,7 @@ def check_files(path: Path, records: Mapping[str, FileRecord]) -> None:
             raise ModelError("a file that is not on the model's record", str(path / name), todo)
         record = records[name]
         if (path / name).stat().st_size != record.bytes or _sha256(path / name) != record.sha256:
-            raise ModelError(
-                "a file of the model was altered: its sha256 is not the recorded one", str(path / name), todo
-            )
+            raise ModelError("a file of the model was altered (sha256)", str(path / name), todo)
 
 
 def _sha256(path: Path) -> str:
@@ -126,8 +128,6 @@ def _sha256(path: Path) -> str:
 def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
     source = entry.source
     if isinstance(source, RandomModel):
-        from twohop.models._random import build_random
-
         build_random(tmp, source, entry.role != "backbone", prepare.image_size)
     elif isinstance(source, LocalFolder):
         _copy_local(Path(source.path), tmp)
@@ -136,24 +136,36 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
 
 
 def _build_embedded(tmp: Path, source: PackageBackbone | AssembledVlm, prepare: PrepareModel) -> None:
-    from twohop.models import _embedded  # onnx and gguf are slow to import and needed here only
-
+    language = language_folder()
     if isinstance(source, PackageBackbone):
-        _copy_files(_language_model(source.package), tmp)
+        _copy_files(language, tmp)
         return
-    projector = Path(source.projector)
-    _embedded.assemble_llava(_language_model(source.package), source.tower, projector, prepare, tmp)
+    projector = _embedded.read_projector(Path(source.projector))
+    _embedded.assemble_llava(language, tower_folder(source.tower, prepare), projector, tmp)
 
 
-def _language_model(package: str) -> Path:
-    """The converted language model of a package; converted once and shared by all entries that use it."""
-    from twohop.models import _embedded
+def language_folder() -> Path:
+    """The embedded language model as a plain folder; converted once and shared by all entries that use it."""
+    return _part("language", {"payload": _embedded.BACKBONE.sha256}, _embedded.convert_backbone)
 
-    key = _digest({"payload": _embedded.payload_sha256(package), "recipes": _recipe_digest(), "versions": _versions()})
-    path = cache_root() / f"part-{package}-{key[:16]}"
+
+def tower_folder(tower: str, prepare: PrepareModel) -> Path:
+    """A vision tower as a plain folder: `clip-b16`, or `random` of the same shape."""
+    seed = RANDOM_TOWER_SEED if tower == "random" else None
+    payload = _embedded.TOWER.sha256 if seed is None else seed
+    return _part(
+        f"tower-{tower}",
+        {"payload": payload, "prepare": prepare.model_dump(mode="json")},
+        lambda out: _embedded.convert_tower(out, prepare.image_size, prepare.tower_layers, seed),
+    )
+
+
+def _part(name: str, made_from: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    key = _digest({**made_from, "recipes": _recipe_digest(), "versions": _versions()})
+    path = cache_root() / "parts" / f"{name}-{key[:16]}"
     with built(path) as tmp:
         if tmp is not None:
-            _embedded.convert_backbone(package, tmp)
+            make(tmp)
     check_files(path, read_records(path))
     return path
 
@@ -203,16 +215,14 @@ def _sources(entry: ModelEntry) -> dict[str, str]:
     if isinstance(source, LocalFolder):
         folder = Path(source.path)
         return {name: _sha256(folder / name) for name in _local_files(folder)}
-    from twohop.models import _embedded
-
-    sources = {source.package: _embedded.payload_sha256(source.package)}
+    sources = {_embedded.BACKBONE.file: _embedded.BACKBONE.sha256}
     if isinstance(source, AssembledVlm):
         projector = Path(source.projector)
         if not projector.is_file():
             raise ModelError("no projector", str(projector), "train it: snakemake train_projectors")
         sources["projector"] = _sha256(projector)
         if source.tower != "random":
-            sources[source.tower] = _embedded.payload_sha256(source.tower)
+            sources[_embedded.TOWER.file] = _embedded.TOWER.sha256
     return sources
 
 
@@ -233,7 +243,7 @@ def _digest(tree: Any) -> str:
 
 def _recipe_digest() -> str:
     here = Path(__file__).parent
-    return _digest({name: _sha256(here / name) for name in RECIPES if (here / name).is_file()})
+    return _digest({name: _sha256(here / name) for name in RECIPES})
 
 
 def _versions() -> dict[str, str]:

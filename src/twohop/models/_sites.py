@@ -1,4 +1,4 @@
-"""Where an activation is read or written, by meaning: what is *added to the residual*, whatever the module is called."""
+"""Where an activation is read or written, by meaning: what is added to the residual, whatever module makes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
