@@ -1,5 +1,42 @@
 """Entity tables, facts and pictures: where they come from, how they are checked and read."""
 
-from twohop.data._render import render_flag
+from collections.abc import Mapping
+from types import MappingProxyType
 
-__all__ = ["render_flag"]
+from twohop.data._fetch import fetch_picture
+from twohop.data._flags import FlagsSource
+from twohop.data._names import fold, gives_away, spellings
+from twohop.data._pairing import Twin, can_pair, draw_entities, folded_answers, pair_questions, split_entities
+from twohop.data._pictures import Pictures, decode_picture, open_pictures, write_pictures
+from twohop.data._render import render_flag
+from twohop.data._source import EntityRecord, FactRecord, PictureRecord, Source
+from twohop.data._tables import check_entities, check_facts
+
+SOURCES: Mapping[str, type[Source]] = MappingProxyType({"flags": FlagsSource})
+"""Name in params.yaml -> source."""
+
+__all__ = [
+    "SOURCES",
+    "EntityRecord",
+    "FactRecord",
+    "FlagsSource",
+    "PictureRecord",
+    "Pictures",
+    "Source",
+    "Twin",
+    "can_pair",
+    "check_entities",
+    "check_facts",
+    "decode_picture",
+    "draw_entities",
+    "fetch_picture",
+    "fold",
+    "folded_answers",
+    "gives_away",
+    "open_pictures",
+    "pair_questions",
+    "render_flag",
+    "spellings",
+    "split_entities",
+    "write_pictures",
+]

@@ -1,7 +1,8 @@
 """Flags of mpl_flags (vector paths in npz) drawn on a square canvas: the same bytes in every process.
 
-The paths go straight to Agg (`RendererAgg.draw_path`) instead of through a Figure full of patches: the pixels are the
-same to within one level of 255, in about 5 ms instead of 0.2 s a flag.
+The paths go straight to Agg (`RendererAgg.draw_path`) instead of through a Figure full of patches: about 3 ms instead
+of 0.1 s a flag, with the same pixels (to one level of 255; measured on 1,170 flags, 6 of which differ in under 1 % of
+their pixels, where a Figure snaps an outline of several pieces to the pixel grid).
 """
 
 import functools
@@ -31,7 +32,7 @@ class Shape:
 
     vertices: Float[np.ndarray, "point 2"]
     codes: UInt8[np.ndarray, " point"]
-    colour: tuple[float, ...]
+    colour: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def flag_drawing(code: str, style: str) -> Drawing:
     arrays, (_, _, width, height) = _arrays(style), entry["viewbox"]
     cuts = arrays[f"{code}_split_index"]
     vertices, codes = np.split(arrays[f"{code}_vertices"], cuts), np.split(arrays[f"{code}_codes"], cuts)
-    colours = [tuple(float(x) for x in rgba) for rgba in arrays[f"{code}_facecolors"]]
+    colours = [(float(r), float(g), float(b), float(a)) for r, g, b, a in arrays[f"{code}_facecolors"]]
     shapes = tuple(Shape(v, c, rgba) for v, c, rgba in zip(vertices, codes, colours, strict=False))
     return Drawing(width, height, shapes)
 
@@ -94,7 +95,8 @@ def draw(drawing: Drawing, size_px: int, background: Sequence[int], *, stretch: 
     style = agg.new_gc()
     style.set_linewidth(0.0)
     canvas = VectorPath(np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * size_px, closed=True)
-    agg.draw_path(style, canvas, Affine2D(), tuple(x / 255 for x in background))
+    red, green, blue = (x / 255 for x in background)
+    agg.draw_path(style, canvas, Affine2D(), (red, green, blue))
     for shape in drawing.shapes:
         agg.draw_path(style, VectorPath(shape.vertices, shape.codes), to_pixels, shape.colour)
     return Image.fromarray(np.asarray(agg.buffer_rgba())[:, :, :3].copy())
