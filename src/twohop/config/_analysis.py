@@ -22,23 +22,40 @@ class PrepareModel(Section):
     """Layers of the tower that are kept; the last one's output feeds the projector."""
 
 
+class CaptionRecipe(Section):
+    """LLaVA's stage 1: the name's cross-entropy through the whole frozen language model."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    """Pictures per step."""
+    lr: float = Field(gt=0)
+
+
+class EarlyRecipe(Section):
+    """Residual alignment: image tokens are aligned with the name's tokens at an early layer."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    """Pictures per step."""
+    lr: float = Field(gt=0)
+    align_layer: int = Field(ge=0)
+    """Index of the LLM layer at whose output image tokens are aligned; only layers up to it are run."""
+    contrast: float = Field(ge=0)
+    """Weight of the contrastive term (which entity is it, by distance)."""
+    suffix: float = Field(ge=0)
+    """Weight of the residuals of the text that follows the picture."""
+
+
 class TrainProjector(Section):
     """Training of the assembled VLMs' projectors."""
 
     train_sources: list[ArtSource] = Field(min_length=1)
     """Art sources seen in training; the source of `build_questions.style` must not be among them."""
     copies: int = Field(ge=1)
-    """Augmented copies of every training picture."""
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
-    batch: int = Field(ge=1)
-    """Pictures in a step."""
-    lr: float = Field(gt=0)
-    """Peak learning rate of AdamW."""
-    align_layer: int = Field(ge=0)
-    """Recipe `early`: the LLM layer at whose output image tokens are aligned with name tokens."""
+    """Copies of every training picture: the plain one, the others augmented."""
+    caption: CaptionRecipe
+    early: EarlyRecipe
     seed: int = Field(ge=0)
-    """Seed of the initial weights, the order of pictures and the augmentation."""
 
 
 class RunBenchmark(Section):
@@ -99,6 +116,12 @@ class PatchActivations(Section):
     """Values of donor_layers that the layer sweep tries."""
     back_pairs: list[LayerPair] = Field(min_length=1)
     """Back-patching: candidate (later layer, earlier layer) pairs; one is chosen on the dev split."""
+    sweep_examples: int = Field(ge=1)
+    """Largest number of lost facts on which the layer sweep is run."""
+    max_new_tokens: int = Field(ge=1, le=64)
+    """Length of an answer; the same as in the benchmark, so that the unpatched re-run must give the same answers."""
+    n_boot: int = Field(ge=100)
+    """Bootstrap draws over entities."""
     batch: int = Field(ge=1)
     """Prompts in a forward pass."""
     seed: int = Field(ge=0)
@@ -118,17 +141,19 @@ class TrainProbes(Section):
     """Folds of the inner cross-validation."""
     copies: int = Field(ge=0)
     """Augmented copies of every training picture besides the plain one."""
+    n_boot: int = Field(ge=100)
+    """Bootstrap draws over entities."""
     seed: int = Field(ge=0)
-    """Seed of the folds and of the shuffled labels."""
+    """Seed of the folds, the shuffled labels and the bootstrap."""
 
 
 class RecoverRecall(Section):
     """Recovery by prompting (study, section 6)."""
 
     name_then_answer: str
-    """Prompt of the one-turn strategy; `{entity}` is the picture, `{question}` what is asked."""
+    """Prompt of the one-turn strategy; `{entity}` is the picture. The model writes the name, then the question follows."""
     max_new_tokens: int = Field(ge=1, le=64)
-    """Longest answer, in tokens, the written name included."""
+    """Longest written name, in tokens; the answers have run_benchmark.max_new_tokens, so that strategies compare."""
     batch: int = Field(ge=1)
     """Prompts in a forward pass."""
     n_boot: int = Field(ge=100)

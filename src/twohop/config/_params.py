@@ -107,6 +107,8 @@ def _analysis_problems(p: Params) -> Iterator[str]:
             yield f"extract_activations.sites: lacks {site}, which {reader} reads"
     if p.score_attribution.validate_examples > p.score_attribution.max_examples:
         yield "score_attribution.validate_examples: is more than max_examples, of which they are a sample"
+    if p.patch_activations.max_new_tokens != p.run_benchmark.max_new_tokens:
+        yield "patch_activations.max_new_tokens: differs from run_benchmark's; allowed: the same, answers are compared"
     for i, (later, earlier) in enumerate(p.patch_activations.back_pairs):
         if later <= earlier:
             yield f"patch_activations.back_pairs[{i}]: is {[later, earlier]}; allowed: [later layer, earlier layer]"
