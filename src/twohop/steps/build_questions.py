@@ -1,0 +1,140 @@
+"""Step build_questions: twin prompts, named and shown, each with its corrupted twin (study, sections 1 and 3).
+
+1. one question per evaluated entity and relation; the two forms differ in what stands for `{entity}` alone;
+2. the dev/test split goes by entity and is the same for every model;
+3. the corrupted twin asks the same relation of another entity with another answer, whose name has as many tokens in
+   its prompt and whose answer starts with another token, in this model's tokenizer.
+"""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import polars as pl
+
+from twohop.config import BuildQuestions
+from twohop.data import Twin, folded_answers, pair_questions, split_entities
+from twohop.errors import DataError
+from twohop.models import Tokens, open_tokenizer
+from twohop.steps._asking import split_prompt
+from twohop.steps._step import Job, Step, Summary
+from twohop.store import read_table, schemas, write_table
+
+LOG = logging.getLogger(__name__)
+STEP = Step(
+    name="build_questions",
+    params=("build_questions",),
+    inputs=("entities", "facts", "manifest", "card"),
+    outputs=("questions",),
+)
+
+
+def run(job: Job) -> Summary:
+    """Write the questions.
+
+    Raises:
+        DataError: no evaluated entity has a picture in the style that is asked, or none has a fact.
+    """
+    params = job.section(BuildQuestions)
+    entities = read_table(job.input("entities"), schemas.ENTITIES).filter("evaluated")
+    facts = read_table(job.input("facts"), schemas.FACTS)
+    manifest = read_table(job.input("manifest"), schemas.MANIFEST)
+    tokens = open_tokenizer(job.input("card"))
+    asked = _asked(entities, facts, manifest, params)
+    splits = split_entities(entities["entity_id"].to_list(), params.dev_share, params.seed)
+    rows = [_row(q, params.templates[q["relation"]], splits[q["entity_id"]], tokens) for q in asked.to_dicts()]
+    rows, twins = add_twins(rows, tokens, params.seed)
+    write_table(job.output("questions"), pl.DataFrame(rows, schema=schemas.QUESTIONS), schemas.QUESTIONS)
+    expected = entities.height * facts["relation"].n_unique()
+    return _summary(rows, twins, expected)
+
+
+def _asked(entities: pl.DataFrame, facts: pl.DataFrame, manifest: pl.DataFrame, params: BuildQuestions) -> pl.DataFrame:
+    """One row per question: entity, fact and picture joined; facts that the name gives away are left out."""
+    shown = manifest.filter((pl.col("style") == params.style) & (pl.col("status") == "ok"))
+    usable = facts.filter(~pl.col("name_in_answer")).select("entity_id", "relation", "answer", "answer_aliases")
+    out = (
+        entities.select("entity_id", "name")
+        .join(usable, on="entity_id")
+        .join(shown.select("entity_id", "picture_id"), on="entity_id")
+        .sort("entity_id", "relation")
+    )
+    if out.is_empty():
+        raise DataError(
+            f"no evaluated entity has both a fact and a picture in style {params.style}",
+            "facts.parquet, manifest.parquet",
+            "check fetch_images.styles and the manifest's reasons",
+        )
+    return out
+
+
+def _row(question: dict[str, Any], template: str, split: str, tokens: Tokens) -> dict[str, Any]:
+    before, after = split_prompt(template)
+    return {
+        "question_id": f"{question['entity_id']}/{question['relation']}",
+        **question,
+        "before": before,
+        "after": after,
+        "split": split,
+        "n_name_tokens": tokens.name_span_length(before, question["name"], after),
+    }
+
+
+def add_twins(rows: list[dict[str, Any]], tokens: Tokens, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows with `corrupted_id`, `clean_token` and `corrupted_token`; and how often each question is a twin.
+
+    Args:
+        rows: questions with before, name, after, answer, answer_aliases, n_name_tokens.
+        tokens: the model's tokenizer.
+        seed: of the pairing.
+    """
+    first = {r["question_id"]: first_answer_token(tokens, _named(r), r["answer"]) for r in rows}
+    chosen = pair_questions([_twin(r, first[r["question_id"]]) for r in rows], seed)
+    out: list[dict[str, Any]] = []
+    for row in rows:
+        twin = chosen[row["question_id"]]
+        pair = (None, None) if twin is None else (first[row["question_id"]], first[twin])
+        out.append({**row, "corrupted_id": twin, "clean_token": pair[0], "corrupted_token": pair[1]})
+    return out, dict(Counter(twin for twin in chosen.values() if twin is not None))
+
+
+def first_answer_token(tokens: Tokens, prompt: str, answer: str) -> int:
+    """Id of the first token that ` answer` adds to the prompt, tokenized together with it.
+
+    Raises:
+        DataError: the answer adds no token.
+    """
+    alone, together = tokens.tokenize(prompt), tokens.tokenize(f"{prompt} {answer}")
+    same = next((i for i, (a, b) in enumerate(zip(alone, together, strict=False)) if a != b), len(alone))
+    if same >= len(together):
+        raise DataError(f"the answer {answer!r} has no token", prompt, "correct the fact's answer")
+    return together[same]
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['before']}{row['name']}{row['after']}"
+
+
+def _twin(row: dict[str, Any], first_token: int) -> Twin:
+    return Twin(
+        question_id=row["question_id"],
+        entity_id=row["entity_id"],
+        relation=row["relation"],
+        n_name_tokens=row["n_name_tokens"],
+        first_token=first_token,
+        answers=folded_answers(row["answer_aliases"]),
+    )
+
+
+def _summary(rows: list[dict[str, Any]], twins: dict[str, int], expected: int) -> Summary:
+    alone = [row["question_id"] for row in rows if row["corrupted_id"] is None]
+    if alone:
+        LOG.info("%d questions have no corrupted twin: %s", len(alone), ", ".join(alone))
+    return {
+        "questions": len(rows),
+        "left_out": expected - len(rows),
+        "entities": len({row["entity_id"] for row in rows}),
+        "dev_questions": sum(row["split"] == "dev" for row in rows),
+        "without_twin": len(alone),
+        "most_uses_of_a_twin": max(twins.values(), default=0),
+    }
