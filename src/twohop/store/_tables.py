@@ -3,14 +3,17 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from twohop.errors import ArtifactError
 from twohop.store._atomic import atomic_path, write_bytes
 
-Schema = Mapping[str, pl.DataType | type[pl.DataType]]
+if TYPE_CHECKING:
+    Schema = Mapping[str, pl.DataType]
+else:
+    Schema = Mapping[str, object]  # the run-time checker of the tests cannot take polars' metaclass
 
 
 def write_table(path: Path, table: pl.DataFrame, schema: Schema) -> None:
@@ -33,7 +36,9 @@ def read_table(path: Path, schema: Schema) -> pl.DataFrame:
     try:
         table = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"cannot read the table: {error}", str(path), "make it again: snakemake --cores all") from None
+        raise ArtifactError(
+            f"cannot read the table: {error}", str(path), "make it again: snakemake --cores all"
+        ) from None
     _check(table, schema, path)
     return table
 
@@ -62,4 +67,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read the JSON: {error}", str(path), "make it again: snakemake --cores all") from None
+        raise ArtifactError(
+            f"cannot read the JSON: {error}", str(path), "make it again: snakemake --cores all"
+        ) from None

@@ -103,7 +103,9 @@ VALIDATION = {
 SPANS = {  # score_attribution, image run: |score| of every position, for the heuristic receiving span
     "question_id": Text,
     "layer": Count,
-    "position_scores": pl.List(pl.Float64),  # mlp_write, image + question positions in prompt order, 0 = first image token
+    "position_scores": pl.List(
+        pl.Float64
+    ),  # mlp_write, image + question positions in prompt order, 0 = first image token
 }
 OUTCOMES = {  # patch_activations: one row per question and intervention
     "question_id": Text,
