@@ -1,1 +1,22 @@
-"""Room."""
+"""Figures and the numbers they show: the tables of a study, its summary, seven figures captions from numbers."""
+
+from twohop.figures._captions import CAPTIONS, vlms
+from twohop.figures._draw import FIGURES, INTERVENTIONS, STRATEGIES
+from twohop.figures._look import save, styled
+from twohop.figures._study import Study, load_study
+from twohop.figures._summary import CONDITIONS, pair, summarise
+
+__all__ = [
+    "CAPTIONS",
+    "CONDITIONS",
+    "FIGURES",
+    "INTERVENTIONS",
+    "STRATEGIES",
+    "Study",
+    "load_study",
+    "pair",
+    "save",
+    "styled",
+    "summarise",
+    "vlms",
+]

@@ -1,0 +1,321 @@
+"""The seven figures: each is a function from the study and its summary to a matplotlib figure."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (matplotlib types its methods only in part)
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from twohop.analysis._profiles import select_run
+from twohop.figures import _look as look
+from twohop.figures._study import Study
+from twohop.figures._summary import CONDITIONS
+
+Record = Mapping[str, Any]
+_GATES = {"all": "all questions", "recognised": "questions whose picture it names", "ranked": "… ranks first"}
+_RUNS = {"text": "name", "image": "picture"}
+_KINDS = {"mlp_write": "MLP write", "attn_write": "attention write"}
+_GROUPS = {"entity": "entity", "entity_last": "entity, last token", "question": "question", "last": "last"}
+INTERVENTIONS = {
+    "heuristic": "backbone's MLPs, best span",
+    "random": "… random span",
+    "wrong_entity": "… of a wrong entity",
+    "moved": "… which then gives its own fact",
+    "own_text": "VLM's own text run",
+    "mean": "mean activation",
+    "zero": "zero",
+    "back_patch": "back-patching, pair of dev",
+    "oracle": "back-patching, best pair (oracle)",
+}
+"""Rows of the patching figure: name in the outcomes table, words."""
+_ONLY_LOST = ("moved", "back_patch", "oracle")
+STRATEGIES = {
+    "direct": "direct",
+    "name_then_answer": "name it, then answer",
+    "two_turns": "two turns",
+    "oracle_name": "true name given",
+}
+_FEATURES = {"image": "mean over image tokens", "image_last": "last image token", "last": "last position"}
+
+
+def colour(study: Study, model: str) -> str:
+    """A model's colour in every figure."""
+    role = study.models[model].role
+    if role == "vlm":
+        return look.MODEL_COLOURS[study.names("vlm").index(model) % len(look.MODEL_COLOURS)]
+    return look.BACKBONE if role == "backbone" else look.CONTROL
+
+
+def draw_benchmark(study: Study, summary: Record) -> Figure:
+    """Accuracy per condition and model, on all questions and on recognised ones; recognition beside it."""
+    models = study.names("vlm", "control")
+    figure, [axes] = look.panels(1, 3, 3.4 * 3 + 0.3 * len(models), 3.8, sharey=True)
+    for ax, gate in zip(axes, ("all", "recognised"), strict=False):
+        _accuracy_panel(ax, summary["accuracy"], models, gate)
+    _recognition_panel(axes[2], summary, models)
+    look.percent_axis(axes[0], "y", "right answers")
+    look.legend_below(figure, axes[0], 4)
+    return figure
+
+
+def _accuracy_panel(ax: Axes, accuracy: Record, models: list[str], gate: str) -> None:
+    for i, model in enumerate(models):
+        for j, (condition, words) in enumerate(CONDITIONS.items()):
+            shade = look.CONDITION_COLOURS[condition]
+            look.bar(ax, i + (j - 1.5) * 0.2, accuracy[model][condition][gate], 0.18, shade, words)
+    counts = [accuracy[m]["image"][gate]["n_questions"] for m in models]
+    ax.set_xticks(range(len(models)), [f"{m}\nn = {n}" for m, n in zip(models, counts, strict=True)])
+    ax.set_title(f"Recall: {_GATES[gate]}")
+
+
+def _recognition_panel(ax: Axes, summary: Record, models: list[str]) -> None:
+    style = summary["held_out"]["style"]
+    for i, model in enumerate(models):
+        found = summary["recognition"][model][style]
+        first = i == 0
+        look.bar(ax, i - 0.18, found["free"], 0.32, "#009E73", "names it" if first else None)
+        look.bar(ax, i + 0.18, found["ranked"], 0.32, "#56B4E9", "ranks its name first" if first else None)
+    counts = [summary["recognition"][m][style]["free"]["n_questions"] for m in models]
+    ax.set_xticks(range(len(models)), [f"{m}\n{n} pictures" for m, n in zip(models, counts, strict=True)])
+    ax.set_title(f"Recognition: {summary['held_out']['art_source']} (held out)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+
+
+def draw_attribution(study: Study, _summary: Record) -> Figure:
+    """Mean |score| of every layer and token group; one scale per kind of node, the backbone beside every VLM."""
+    runs = [(m, r) for m in study.scores for r in ("text", "image") if _has_run(study.scores[m], r)]
+    figure, axes = look.panels(2, max(len(runs), 1), 2.2 + 2.1 * len(runs), 4.6, sharex=False, sharey=True)
+    for row, kind in zip(axes, _KINDS, strict=True):
+        grids = [_grid(study, model, run, kind) for model, run in runs]
+        finite = [float(np.nanmax(g)) for g in grids if not np.isnan(g).all()]
+        images = [_heat(ax, g, max(finite, default=1.0)) for ax, g in zip(row, grids, strict=False)]
+        if images:
+            figure.colorbar(images[-1], ax=row, label=f"{_KINDS[kind]}\nmean |score| (logits)", shrink=0.9)
+    for ax, (model, run) in zip(axes[0], runs, strict=False):
+        ax.set_title(f"{model}\n{_RUNS[run]}", color=colour(study, model))
+    for ax in axes[1]:
+        ax.set_xlabel("layer")
+    if not runs:
+        look.empty(axes[0][0], "no model was scored")
+        look.empty(axes[1][0], "no model was scored")
+    return figure
+
+
+def _has_run(scores: pl.DataFrame, run: str) -> bool:
+    return not scores.filter(pl.col("run") == run).is_empty()
+
+
+def _grid(study: Study, model: str, run: str, kind: str) -> Float[np.ndarray, "group layer"]:
+    """Mean |score|, NaN where a node was not scored."""
+    grid = np.full((len(_GROUPS), study.n_layers(model)), np.nan)
+    for row in select_run(study.scores[model], run).filter(pl.col("kind") == kind).iter_rows(named=True):
+        if row["group"] in _GROUPS:
+            grid[list(_GROUPS).index(row["group"]), row["layer"]] = row["mean_abs"]
+    return grid
+
+
+def _heat(ax: Axes, grid: Float[np.ndarray, "group layer"], top: float) -> AxesImage:
+    ax.set_facecolor("#DDDDDD")
+    image = ax.imshow(grid, aspect="auto", vmin=0, vmax=top or 1.0, interpolation="nearest")
+    ax.set_yticks(range(len(_GROUPS)), list(_GROUPS.values()))
+    ax.grid(False)
+    return image
+
+
+def draw_validation(study: Study, summary: Record) -> Figure:
+    """Attributed against truly patched change of the metric, one panel per model and run."""
+    runs = [(m, r) for m in study.validation for r in ("text", "image") if _has_run(study.validation[m], r)]
+    figure, [axes] = look.panels(1, max(len(runs), 1), 1.0 + 2.5 * max(len(runs), 1), 3.4)
+    for ax, (model, run) in zip(axes, runs, strict=False):
+        _scatter(ax, study.validation[model].filter(pl.col("run") == run))
+        checked = summary["attribution"].get(model, {}).get(run, {}).get("validation", {}).get("all", {})
+        r, rho = (_number(checked.get(k)) for k in ("pearson", "spearman"))
+        ax.set_title(f"{model}: {_RUNS[run]}\nr = {r}, rho = {rho}", color=colour(study, model))
+    axes[0].set_ylabel("truly patched, Δm (logits)")
+    if not runs:
+        look.empty(axes[0], "nothing was truly patched")
+    look.legend_below(figure, axes[0])
+    return figure
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _scatter(ax: Axes, checks: pl.DataFrame) -> None:
+    for kind, shade in look.KIND_COLOURS.items():
+        part = checks.filter(pl.col("kind") == kind)
+        if part.height:
+            ax.scatter(part["attributed"], part["patched"], s=12, color=shade, alpha=0.6, linewidths=0, label=kind)
+    both = checks.select("attributed", "patched").to_numpy()
+    ends = [float(both.min()), float(both.max())]
+    ax.plot(ends, ends, color="#666666", linewidth=0.8, linestyle="--", label="equal")
+    ax.set_xlabel("attributed, Δm (logits)")
+
+
+def draw_patching(study: Study, summary: Record) -> Figure:
+    """Recovered share of the lost facts and broken share of the kept ones: the heuristic patch and its controls."""
+    figure, axes = look.panels(1, 2, 10, 4.2, sharey=True)
+    [left, right] = axes[0]
+    models = [m for m in study.names("vlm") if m in summary["patching"]]
+    for ax, part in ((left, "recovered"), (right, "broken")):
+        _intervention_panel(ax, study, {m: summary["patching"][m] for m in models}, part)
+    left.set_title("Lost facts that come back")
+    right.set_title("Right answers that break")
+    look.legend_below(figure, left if left.get_legend_handles_labels()[0] else right)
+    return figure
+
+
+def _intervention_panel(ax: Axes, study: Study, patching: Record, part: str) -> None:
+    rows = {m: _interventions(p, part) for m, p in patching.items()}
+    if not any(i["value"] is not None for found in rows.values() for i in found.values()):
+        look.empty(ax)
+        return
+    names = [i for i in INTERVENTIONS if part == "recovered" or i not in _ONLY_LOST]
+    step = 0.6 / max(len(rows), 1)
+    for j, (model, found) in enumerate(rows.items()):
+        for i, name in enumerate(INTERVENTIONS):
+            if name in found and name in names:
+                y, marker = i + (j - (len(rows) - 1) / 2) * step, "D" if name in ("oracle", "moved") else "o"
+                n = patching[model]["n_lost" if part == "recovered" else "n_kept"]
+                look.dot(ax, y, found[name], colour(study, model), marker, f"{model} (n = {n})" if i == 0 else None)
+    for i, name in enumerate(INTERVENTIONS):
+        if name not in names:
+            ax.text(0, i, "not measured here", va="center", color="#666666", style="italic", fontsize=7)
+    look.percent_axis(ax, "x", "share of questions")
+    look.rows_from_top(ax, list(INTERVENTIONS.values()))
+
+
+def _interventions(patching: Record, part: str) -> dict[str, Record]:
+    found = dict(patching[part])
+    if part == "recovered":
+        found["moved"] = patching["moved_to_donor"]
+        found["back_patch"] = patching["back_patch"]["test"]
+        found["oracle"] = patching["back_patch"]["oracle_pair_test"]
+    return found
+
+
+def draw_layer_sweep(study: Study, summary: Record) -> Figure:
+    """Recovered share against how many of the backbone's layers the patch writes."""
+    figure, [[ax]] = look.panels(1, 1, 6.4, 3.8)
+    sweeps = {m: p["sweep"] for m, p in summary["patching"].items() if p["sweep"]}
+    for model, points in sweeps.items():
+        x, shade = [p["layers"] for p in points], colour(study, model)
+        ax.plot(x, [p["value"] for p in points], "o-", color=shade, label=f"{model} (n = {points[0]['n_questions']})")
+        _band(ax, x, points, shade)
+    ax.set(xlabel="layers of the backbone's MLPs that are written, from the first")
+    ax.set_title("Lost facts that come back, by depth of the patch")
+    look.percent_axis(ax, "y", "recovered")
+    ax.set_xticks(sorted({p["layers"] for points in sweeps.values() for p in points}))
+    if sweeps:
+        ax.legend(loc="best")
+    else:
+        look.empty(ax)
+    return figure
+
+
+def _band(ax: Axes, x: list[int], points: list[Record], shade: str) -> None:
+    low = [np.nan if p["low"] is None else p["low"] for p in points]
+    high = [np.nan if p["high"] is None else p["high"] for p in points]
+    ax.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
+
+
+def draw_probes(study: Study, summary: Record) -> Figure:
+    """Probe accuracy by layer, one row per picture style of the test, one column per feature."""
+    curves = [c.with_columns(model=pl.lit(m)) for m, c in study.curves.items()]
+    if not curves:
+        figure, [[ax]] = look.panels(1, 1, 5, 3)
+        look.empty(ax, "no probe was trained")
+        return figure
+    table = pl.concat(curves).sort("layer")
+    held_out = summary["held_out"]["style"]
+    styles = sorted(table["test_style"].unique(), key=lambda s: (s != held_out, s))
+    features = [f for f in _FEATURES if f in set(table["feature"])]
+    figure, axes = look.panels(len(styles), len(features), 3.3 * len(features), 0.8 + 2.4 * len(styles), sharey=True)
+    for row, style in zip(axes, styles, strict=True):
+        for ax, feature in zip(row, features, strict=True):
+            part = table.filter((pl.col("test_style") == style) & (pl.col("feature") == feature))
+            _probe_panel(ax, study, part)
+        look.percent_axis(row[0], "y", f"{style}\naccuracy")
+    for ax, feature in zip(axes[0], features, strict=True):
+        ax.set_title(_FEATURES[feature])
+    for ax in axes[-1]:
+        ax.set_xlabel("layer (0: embedding)")
+    look.legend_below(figure, axes[0][0], 4)
+    return figure
+
+
+def _probe_panel(ax: Axes, study: Study, part: pl.DataFrame) -> None:
+    for model in study.names("vlm", "control"):
+        curve = part.filter(pl.col("model") == model)
+        if curve.is_empty():
+            continue
+        shade, line = colour(study, model), "--" if study.models[model].role == "control" else "-"
+        words = f"{model} (control)" if line == "--" else model
+        ax.plot(curve["layer"], curve["accuracy"], line, color=shade, label=words)
+        ax.fill_between(curve["layer"], curve["low"], curve["high"], color=shade, alpha=0.15, linewidth=0)
+        ax.plot(
+            curve["layer"], curve["shuffled_accuracy"], ":", color=shade, linewidth=1, label=f"{model}, shuffled labels"
+        )
+    if part.is_empty():
+        look.empty(ax, "no picture in this set")
+
+
+def draw_recovery(study: Study, summary: Record) -> Figure:
+    """Accuracy per prompting strategy, and the share of the degradation that each closes."""
+    figure, [[left, right]] = look.panels(1, 2, 10, 3.6)
+    models = [m for m in study.names("vlm") if m in summary["recovery"]]
+    if not models:
+        look.empty(left)
+        look.empty(right)
+        return figure
+    width = 0.8 / len(models)
+    for j, model in enumerate(models):
+        for i, strategy in enumerate(STRATEGIES):
+            x = i + (j - (len(models) - 1) / 2) * width
+            found = summary["recovery"][model].get(strategy, {})
+            label = f"{model}" if i == 0 else None
+            look.bar(left, x, found.get("accuracy", {}), width * 0.9, colour(study, model), label)
+            if strategy != "direct":
+                y = i - 1 + (j - (len(models) - 1) / 2) * 0.25
+                look.dot(right, y, found.get("closed", {}), colour(study, model), label=label)
+    _reference_lines(left, right, summary, models)
+    _recovery_axes(left, right)
+    look.legend_below(figure, left)
+    return figure
+
+
+def _reference_lines(left: Axes, right: Axes, summary: Record, models: list[str]) -> None:
+    reference = summary["accuracy"][models[0]]["backbone"]["all"]["value"]
+    if reference is not None:
+        left.axhline(reference, color="black", linewidth=1, linestyle="--", label="backbone, name")
+    for x in (0, 1):
+        right.axvline(x, color="black", linewidth=0.8, linestyle="--" if x else "-")
+
+
+def _recovery_axes(left: Axes, right: Axes) -> None:
+    left.set_xticks(range(len(STRATEGIES)), [w.replace(", ", ",\n") for w in STRATEGIES.values()])
+    left.set_title("Recall from a picture, by prompt")
+    look.percent_axis(left, "y", "right answers")
+    look.rows_from_top(right, list(STRATEGIES.values())[1:])
+    right.set_title("Share of the degradation closed")
+    right.set(xlabel="0: as bad as the direct prompt; 1: as good as the backbone")
+    right.grid(True, axis="x")
+
+
+FIGURES: Mapping[str, Callable[[Study, Record], Figure]] = {
+    "benchmark": draw_benchmark,
+    "attribution": draw_attribution,
+    "validation": draw_validation,
+    "patching": draw_patching,
+    "layer_sweep": draw_layer_sweep,
+    "probes": draw_probes,
+    "recovery": draw_recovery,
+}
+"""Figure name (the file's stem): how it is drawn."""

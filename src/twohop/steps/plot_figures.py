@@ -1,0 +1,43 @@
+"""Figures as SVG and PNG, and `summary.json` with every headline number, its interval and each figure's caption."""
+
+from twohop.config import PlotFigures
+from twohop.figures import CAPTIONS, FIGURES, load_study, save, styled, summarise
+from twohop.steps._step import Job, Step, Summary
+from twohop.store import write_json
+
+STEP = Step(
+    name="plot_figures",
+    params=("plot_figures", "models", "patch_activations.back_pairs"),
+    inputs=(
+        "entities",
+        "cards",
+        "questions",
+        "answers",
+        "recognition",
+        "scores",
+        "validation",
+        "outcomes",
+        "curves",
+        "recovered",
+    ),
+    outputs=("summary", *(f"{name}_{kind}" for name in FIGURES for kind in ("svg", "png"))),
+    per_model=False,
+)
+
+
+def run(job: Job) -> Summary:
+    """Draw every figure; a figure without data says so.
+
+    Raises:
+        ArtifactError: a table is unreadable or of a model that params.yaml lacks.
+    """
+    settings = job.section(PlotFigures)
+    study = load_study(job.inputs, job.params["models"])
+    pairs = [(later, earlier) for later, earlier in job.params["patch_activations.back_pairs"]]
+    summary = summarise(study, pairs, settings.n_boot, settings.seed)
+    for name, draw in FIGURES.items():
+        figure = styled(lambda draw=draw: draw(study, summary))
+        save(figure, job.output(f"{name}_svg"), job.output(f"{name}_png"), settings.dpi)
+    captions = {name: caption(summary) for name, caption in CAPTIONS.items()}
+    write_json(job.output("summary"), {**summary, "captions": captions})
+    return {"figures": len(FIGURES), "models": len(study.models), "questions": summary["n_questions"]}

@@ -1,0 +1,189 @@
+"""A small made-up study on disk, in the layout and the schemas of the real one."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from twohop.store import schemas, write_json, write_table
+
+N_LAYERS = 6
+RELATIONS = ("capital", "language")
+STYLES = {"1x1": "flag-icons", "noto_original": "noto"}
+PAIRS = [[4, 1], [5, 2]]
+MODELS: Mapping[str, dict[str, Any]] = {
+    "lm": {"role": "backbone", "family": "llama", "licence": "Apache-2.0", "source": {"kind": "random", "seed": 0, "n_layers": 6, "d_model": 16}},
+    "late": {"role": "vlm", "family": "llava", "backbone": "lm", "licence": "Apache-2.0", "source": {"kind": "random", "seed": 1, "n_layers": 6, "d_model": 16}},
+    "early": {"role": "vlm", "family": "llava", "backbone": "lm", "licence": "Apache-2.0", "source": {"kind": "random", "seed": 2, "n_layers": 6, "d_model": 16}, "note": "resolved early"},
+    "blind": {"role": "control", "family": "llava", "backbone": "lm", "licence": "Apache-2.0", "source": {"kind": "random", "seed": 3, "n_layers": 6, "d_model": 16}},
+}  # fmt: skip
+P_RIGHT = {"lm": {"text": 0.6}, "late": {"text": 0.6, "image": 0.2, "blank": 0.05}, "early": {"text": 0.6, "image": 0.45, "blank": 0.05}, "blind": {"text": 0.6, "image": 0.1, "blank": 0.05}}  # fmt: skip
+P_SEEN = {"late": 0.9, "early": 0.7, "blind": 0.1}
+
+
+def write_study(
+    root: Path, n_entities: int = 12, seed: int = 0, nothing_lost: bool = False
+) -> dict[str, tuple[Path, ...]]:
+    """Write results/<step>/<model>/<file> below `root`; gives input name -> files."""
+    made = _Maker(root, n_entities, random.Random(seed), nothing_lost)
+    made.entities()
+    for model in MODELS:
+        made.card(model)
+        made.benchmark(model)
+        if MODELS[model]["role"] != "control":
+            made.attribution(model)
+        if MODELS[model]["role"] == "vlm":
+            made.patching(model)
+            made.recovery(model)
+        if MODELS[model]["role"] != "backbone":
+            made.curves(model)
+    return {name: tuple(paths) for name, paths in made.files.items()}
+
+
+class _Maker:
+    def __init__(self, root: Path, n: int, rng: random.Random, nothing_lost: bool) -> None:
+        self.root, self.rng, self.nothing_lost = root, rng, nothing_lost
+        self.files: dict[str, list[Path]] = {}
+        self.ids = [f"flags:{chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(n)]
+        self.asked = [(e, r) for e in self.ids for r in RELATIONS]
+
+    def put(self, name: str, step: str, model: str | None, rows: list[dict[str, Any]]) -> None:
+        schema = getattr(schemas, name.upper())
+        path = self.root / step / (model or "") / f"{name}.parquet"
+        write_table(path, pl.DataFrame(rows, schema=schema), schema)
+        self.files.setdefault(name, []).append(path)
+
+    def entities(self) -> None:
+        rows = [
+            {"entity_id": e, "name": f"Land <{i}>", "aliases": [f"Land <{i}>"], "kind": "country", "look_alikes": [], "evaluated": True}
+            for i, e in enumerate(self.ids)
+        ]  # fmt: skip
+        self.put("entities", "curate_entities", None, rows)
+
+    def card(self, model: str) -> None:
+        path = self.root / "prepare_model" / model / "card.json"
+        entry = MODELS[model]
+        card = {
+            "name": model, "role": entry["role"], "family": entry["family"], "backbone": entry.get("backbone"), "licence": entry["licence"],
+            "entry": entry, "architecture": "LlamaForCausalLM", "n_layers": N_LAYERS, "d_model": 16, "n_heads": 2, "vocab": 100,
+            "parameters": 12345, "n_image_tokens": 4, "image_size": 32, "sources": {"seed": "ab" * 32},
+            "files": {"model.safetensors": {"sha256": "cd" * 32, "bytes": 1000}}, "versions": {"torch": "2.13.0"},
+        }  # fmt: skip
+        write_json(path, card)
+        self.files.setdefault("cards", []).append(path)
+
+    def benchmark(self, model: str) -> None:
+        questions = [
+            {
+                "question_id": f"{e}/{r}", "entity_id": e, "relation": r, "name": f"Land {e}", "before": "Consider ", "after": ". It is",
+                "answer": "Yes", "answer_aliases": ["Yes"], "picture_id": f"{e}/noto_original", "split": "dev" if i % 4 == 0 else "test",
+                "n_name_tokens": 2, "corrupted_id": None, "clean_token": None, "corrupted_token": None,
+            }
+            for i, (e, r) in enumerate(self.asked)
+        ]  # fmt: skip
+        self.put("questions", "build_questions", model, questions)
+        rows = [
+            {**self.answer(e, r, self.rng.random() < p), "condition": condition, "prompt": f"Consider Land {e}. It is"}
+            for condition, p in P_RIGHT[model].items()
+            for e, r in self.asked
+        ]
+        self.put("answers", "run_benchmark", model, rows)
+        recognition = [self.seen(model, e, style, prompt) for e in self.ids for style in STYLES for prompt in (0, 1)]
+        self.put("recognition", "run_benchmark", model, recognition if model in P_SEEN else [])
+
+    def answer(self, entity: str, relation: str, right: bool) -> dict[str, Any]:
+        text = " Yes, it is" if right else " No <b>&</b>"
+        return {
+            "question_id": f"{entity}/{relation}", "entity_id": entity, "relation": relation,
+            "answer_text": text, "correct": right, "matched_alias": "Yes" if right else None,
+        }  # fmt: skip
+
+    def seen(self, model: str, entity: str, style: str, prompt: int) -> dict[str, Any]:
+        right = self.rng.random() < P_SEEN.get(model, 0)
+        return {
+            "picture_id": f"{entity}/{style}", "entity_id": entity, "art_source": STYLES[style], "style": style, "prompt_id": prompt,
+            "answer_text": "Land", "correct": right, "matched_alias": "Land" if right else None, "ranked_name": "Land", "ranked_correct": right,
+        }  # fmt: skip
+
+    def attribution(self, model: str) -> None:
+        groups = {
+            "text": ("entity", "entity_last", "question", "last"),
+            "image": ("image", "image_last", "question", "last"),
+        }
+        runs = ("text",) if model == "lm" else ("text", "image")
+        nodes = [
+            (run, kind, layer, g)
+            for run in runs
+            for kind in ("mlp_write", "attn_write", "resid_post")
+            for layer in range(N_LAYERS)
+            for g in groups[run]
+        ]
+        late = 2 if model == "late" else 0
+        scores = [
+            {"run": run, "kind": kind, "layer": layer, "group": g, "mean_abs": 1 / (1 + abs(layer - late)) * self.rng.uniform(0.5, 1), "mean_signed": -0.1, "n_examples": 8}
+            for run, kind, layer, g in nodes
+        ]  # fmt: skip
+        self.put("scores", "score_attribution", model, scores)
+        checks = []
+        for run, kind, layer, g in nodes[::3]:
+            x = self.rng.gauss(0, 1)
+            row = {"run": run, "kind": kind, "layer": layer, "group": g, "question_id": f"{self.ids[0]}/capital"}
+            checks.append({**row, "attributed": x, "patched": x + self.rng.gauss(0, 0.4)})
+        self.put("validation", "score_attribution", model, checks)
+
+    def patching(self, model: str) -> None:
+        plans: list[dict[str, Any]] = [
+            {"intervention": i} for i in ("heuristic", "own_text", "wrong_entity", "mean", "zero", "none")
+        ]
+        plans += [{"intervention": "random", "seed": s} for s in range(5)]
+        plans += [{"intervention": "back_patch", "from_layer": a, "layers": b} for a, b in PAIRS]
+        plans += [{"intervention": "sweep", "layers": n} for n in (1, 2, 4)]
+        rows = []
+        for i, (e, r) in enumerate(self.asked):
+            group = "kept" if self.nothing_lost or i % 2 else "lost"
+            rows += [self.outcome(e, r, group, i, plan) for plan in plans]
+        self.put("outcomes", "patch_activations", model, rows)
+
+    def outcome(self, entity: str, relation: str, group: str, i: int, plan: dict[str, Any]) -> dict[str, Any]:
+        p = {"heuristic": 0.4, "random": 0.15, "back_patch": 0.2, "sweep": 0.3, "none": 0.0}.get(
+            plan["intervention"], 0.1
+        )
+        right = self.rng.random() < (p if group == "lost" else 0.9)
+        wrong = plan["intervention"] == "wrong_entity"
+        base = {
+            "question_id": f"{entity}/{relation}", "set": group, "split": "dev" if i % 4 == 0 else "test", "seed": 0, "layers": 3,
+            "from_layer": None, "span_start": 0, "span_length": 2, "answer_text": "x", "correct": right, "matched_alias": None,
+            "donor_entity_id": None, "moved_to_donor": (self.rng.random() < 0.5) if wrong else None,
+        }  # fmt: skip
+        return base | plan
+
+    def curves(self, model: str) -> None:
+        start = {"late": 0.3, "early": 0.6, "blind": 0.05}[model]
+        rows = []
+        for style in STYLES:
+            for feature in ("image", "image_last", "last"):
+                for layer in range(0, N_LAYERS + 1, 2):
+                    a = min(1.0, (0 if feature == "last" else start) + 0.1 * layer)
+                    rows.append({
+                        "feature": feature, "layer": layer, "test_style": style, "accuracy": a, "low": max(0.0, a - 0.1), "high": min(1.0, a + 0.1),
+                        "shuffled_accuracy": 0.08, "l2": 1.0, "n_train": 40, "n_test": 12,
+                    })  # fmt: skip
+        self.put("curves", "train_probes", model, rows)
+
+    def recovery(self, model: str) -> None:
+        rows = []
+        for strategy, p in {"direct": 0.2, "name_then_answer": 0.35, "two_turns": 0.4, "oracle_name": 0.6}.items():
+            for e, r in self.asked:
+                named = None if strategy == "direct" else (strategy == "oracle_name" or self.rng.random() < 0.7)
+                row = self.answer(e, r, self.rng.random() < p)
+                rows.append(
+                    {
+                        **row,
+                        "strategy": strategy,
+                        "written_name": None if named is None else "Land",
+                        "name_correct": named,
+                    }
+                )
+        self.put("recovered", "recover_recall", model, rows)
