@@ -105,7 +105,7 @@ def probes(summary: Record) -> str:
     if not parts:
         return "No probe was trained."
     return (
-        f"A linear read-out of the entity at the last image token, on pictures of a source it has never seen ({style}). "
+        f"A linear read-out of the entity at the last image token, on pictures of a source it never saw ({style}). "
         f"{'; '.join(parts)}. Dotted: probes trained on shuffled labels; dashed: the random tower."
     )
 
