@@ -1,0 +1,114 @@
+"""dvc.yaml, made from Snakemake's DAG: one stage per rule, `foreach` over the models."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twohop.config import Params
+from twohop.errors import TwohopError
+from twohop.lineage._closure import project_closure
+from twohop.lineage._snakemake import RuleJob, graph
+
+_HEADER = "# Made from the Snakefile by `twohop write_dvc`; do not edit.\n"
+_METRICS = ("metrics.json", "summary.json")
+Variant = dict[str, Any]
+
+
+def dvc_yaml(params: Params) -> str:
+    """The text of dvc.yaml for the Snakefile and params.yaml of the working directory."""
+    by_rule: dict[str, list[RuleJob]] = defaultdict(list)
+    with graph() as g:
+        for job in g.jobs:
+            by_rule[job.rule].append(job)
+    stages = {rule: _stage(jobs) for rule, jobs in by_rule.items()}
+    body = yaml.safe_dump({"stages": stages}, sort_keys=False, width=10**6)
+    return f"{_HEADER}# fingerprint: {fingerprint(params)}\n{body}"
+
+
+def check_fingerprint(params: Params, path: Path = Path("dvc.yaml")) -> None:
+    """Refuse a dvc.yaml that was made from other rules, another catalogue or other imports.
+
+    Raises:
+        TwohopError: it is out of date.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if f"# fingerprint: {fingerprint(params)}\n" not in text:
+        raise TwohopError("it does not fit the Snakefile and params.yaml any more", str(path), "run `twohop write_dvc`")
+
+
+def fingerprint(params: Params, root: Path = Path()) -> str:
+    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, the steps' imports."""
+    rules = [
+        p.read_text(encoding="utf-8") for p in [root / "Snakefile", *sorted((root / "workflow/rules").glob("*.smk"))]
+    ]
+    models = {
+        name: [entry.role, entry.backbone, getattr(entry.source, "projector", None)]
+        for name, entry in params.models.items()
+    }
+    steps = sorted(p.stem for p in (root / "src/twohop/steps").glob("[a-z]*.py"))
+    code = {s: project_closure(f"twohop.steps.{s}", root.resolve()) for s in steps}
+    text = json.dumps([rules, models, code], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stage(jobs: list[RuleJob]) -> Variant:
+    if jobs[0].model is None:
+        (job,) = jobs
+        return _render(job, list(job.inputs))
+    shared, own = _split(jobs)
+    item_deps = [f"${{item.input{i}}}" for i in range(max(map(len, own.values())))]
+    variants = {job.model or "": _render(job, [*shared, *item_deps]) for job in jobs}
+    first = variants[jobs[0].model]
+    odd = [m for m, v in variants.items() if v != first]
+    if odd:
+        raise TwohopError(
+            f"rule {jobs[0].rule}: its outputs or params differ in kind for {', '.join(odd)}", "workflow/rules"
+        )
+    if not item_deps:
+        return {"foreach": list(variants), "do": _rename_key(first)}
+    filler = next(f for f in shared if f.endswith(f"steps/{jobs[0].rule}.py"))
+    items = {m: {f"input{i}": (*own[m], *[filler] * 9)[i] for i in range(len(item_deps))} for m in variants}
+    return {"foreach": items, "do": first}
+
+
+def _split(jobs: list[RuleJob]) -> tuple[list[str], dict[str, list[str]]]:
+    """Inputs that all models share once the model's name is a placeholder, and the others of each model.
+
+    DVC wants the same number of deps for every item: who has fewer repeats the step's own module (see `_stage`).
+    """
+    generic = {job.model or "": {_template(f, job.model): f for f in job.inputs} for job in jobs}
+    shared = set.intersection(*[set(g) for g in generic.values()])
+    return sorted(shared), {m: sorted(f for t, f in g.items() if t not in shared) for m, g in generic.items()}
+
+
+def _template(text: str, model: str | None) -> str:
+    """The model's name as a whole component of a path or of a dotted key becomes `${key}`."""
+    if model is None:
+        return text
+    if "/" not in text:
+        head, _, tail = text.partition(".")
+        return f"{head}.${{key}}" if tail == model else text
+    return "/".join("${key}" if part == model else part for part in text.split("/"))
+
+
+def _render(job: RuleJob, deps: list[str]) -> Variant:
+    outs = [_template(f, job.model) for f in job.outputs]
+    plain = [f for f in outs if not f.endswith(_METRICS)]
+    metrics = [f for f in outs if f.endswith(_METRICS)]
+    stage: Variant = {
+        "cmd": f"snakemake --cores all --allowed-rules {job.rule} -- {' '.join(outs)}",
+        "deps": deps,
+        "params": [_template(k, job.model) for k in job.params],
+        "outs": plain,
+    }
+    return stage | ({"metrics": metrics} if metrics else {})
+
+
+def _rename_key(stage: Mapping[str, Any]) -> Variant:
+    """`${key}` is for dicts; over a list DVC says `${item}`."""
+    return json.loads(json.dumps(stage).replace("${key}", "${item}"))

@@ -1,0 +1,267 @@
+"""Runs one job: checks what it is given against the step's declaration, calls the step, and leaves the lineage record.
+
+A job sees only its slice of params.yaml. Its outputs are kept only when the step wrote all of them, used no source file
+beyond those that were declared, and none of these was edited meanwhile. Whatever goes wrong, no output stays.
+"""
+
+import hashlib
+import importlib
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from twohop.errors import TwohopError
+from twohop.lineage import InputFile, OutputFile, Record, closure, project_closure, record_of, source_root, step_of_run
+from twohop.steps._names import declared
+from twohop.steps._step import Job, Step, Summary
+from twohop.store import sha256_file, write_json
+
+WORK = Path(".cache/twohop/work")
+_RECORDED = (
+    "torch",
+    "transformers",
+    "numpy",
+    "polars",
+    "h5py",
+    "scikit-learn",
+    "pillow",
+    "matplotlib",
+    "snakemake",
+    "dvc",
+)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A job as the command line gives it."""
+
+    step: str
+    model: str | None
+    params: Mapping[str, Any]
+    inputs: Mapping[str, tuple[Path, ...]]
+    outputs: Mapping[str, Path]
+    code: tuple[str, ...]
+    threads: int
+
+    @property
+    def label(self) -> str:
+        """`step` or `step model`, for people."""
+        return self.step if self.model is None else f"{self.step} {self.model}"
+
+
+def run(call: Call) -> Record:
+    """Run a job; its record is also written to the output named `lineage`.
+
+    Raises:
+        TwohopError: the call does not fit the step's declaration, an input is missing, an output was not written, or
+            the code that ran is not the code that was declared.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    _check_call(call)
+    with step_of_run(Path()):
+        for path in call.outputs.values():
+            _clear(path)
+        try:
+            return _run(call)
+        except BaseException:
+            for path in call.outputs.values():
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _terminate(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _run(call: Call) -> Record:
+    started, clock = datetime.now(UTC), time.monotonic()
+    inputs = tuple(_read_inputs(call))
+    code = _digests(call.code)
+    work = WORK / "-".join(filter(None, (call.step, call.model)))
+    job = _job(call, work / _fingerprint(call, code, inputs))
+    _limit_threads(call.threads)
+    module = importlib.import_module(f"twohop.steps.{call.step}")
+    _check_declaration(call, module.STEP)
+    _use_threads(call.threads)
+    summary: Summary = module.run(job)
+    _check_after(call, code)
+    record = Record(
+        run_id=str(uuid.uuid4()),
+        step=call.step,
+        model=call.model,
+        params=dict(call.params),
+        inputs=inputs,
+        outputs=tuple(_output(n, p) for n, p in call.outputs.items() if n != "lineage"),
+        code=code,
+        commit=_git("rev-parse", "HEAD"),
+        dirty=None if (changes := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
+        versions=_versions(),
+        platform=platform.platform(),
+        threads=call.threads,
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - clock, 2),
+        peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        summary=dict(summary),
+    )
+    write_json(call.outputs["lineage"], record.as_json())
+    shutil.rmtree(work, ignore_errors=True)
+    log.info("%s", _last_line(call, record))
+    return record
+
+
+def _last_line(call: Call, record: Record) -> str:
+    counts = ", ".join(f"{k} {v}" for k, v in record.summary.items())
+    size = sum(o.bytes for o in record.outputs)
+    return f"{call.label}: {counts}; {record.seconds:.1f} s, {size} bytes written, peak {record.peak_mib:.0f} MiB"
+
+
+def _check_call(call: Call) -> None:
+    """The command line against the declaration in the step's source."""
+    want = declared(call.step)
+    if want.per_model != (call.model is not None):
+        raise TwohopError(
+            f"{call.step} {'works on one model' if want.per_model else 'takes no --model'}", "command line"
+        )
+    keys = {k.format(model=call.model) for k in want.params}
+    _same(call, "params", keys, call.params)
+    _same(call, "inputs", want.inputs, call.inputs)
+    _same(call, "outputs", {*want.outputs, "lineage"}, call.outputs)
+    for path in (p for files in call.inputs.values() for p in files):
+        if not path.exists():
+            raise TwohopError("an input is missing", str(path), "make it: snakemake --cores all " + str(path))
+    if call.code and set(call.code) != set(project_closure(f"twohop.steps.{call.step}", Path.cwd())):
+        raise TwohopError("--code is not what the step's imports say", call.label, "start snakemake again")
+
+
+def _same(call: Call, what: str, want: Iterable[str], have: Iterable[str]) -> None:
+    missing, odd = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+    if missing or odd:
+        raise TwohopError(
+            f"{what} do not fit the step: missing {missing or 'none'}, not declared {odd or 'none'}",
+            call.label,
+            "let its rule in workflow/rules and its STEP say the same",
+        )
+
+
+def _check_declaration(call: Call, step: Step) -> None:
+    seen = declared(call.step)
+    parts = [(getattr(step, f), getattr(seen, f)) for f in ("name", "params", "inputs", "outputs", "per_model")]
+    if any(a != b for a, b in parts) or step.name != call.step:
+        raise TwohopError(
+            "STEP differs from its literal declaration", f"twohop.steps.{call.step}", "write it as literals"
+        )
+
+
+def _check_after(call: Call, code: Mapping[str, str]) -> None:
+    gone = [str(p) for n, p in call.outputs.items() if n != "lineage" and not p.exists()]
+    if gone:
+        raise TwohopError(
+            f"the step ended without writing {', '.join(gone)}", call.label, "this is a fault of the step: report it"
+        )
+    extra = _loaded() - _may_load(call.step)
+    if call.code and extra:
+        raise TwohopError(
+            f"it imported source files that its import statements do not show: {', '.join(sorted(extra))}",
+            call.label,
+            "import them by an import statement; the outputs were removed",
+        )
+    edited = [p for p, digest in _digests(call.code).items() if digest != code[p]]
+    if edited:
+        raise TwohopError(
+            f"its code was edited while it ran: {', '.join(edited)}",
+            call.label,
+            "run it again; the outputs were removed",
+        )
+
+
+def _loaded() -> set[str]:
+    """Files of this package that the process has imported, relative to the source folder."""
+    files = (getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] == "twohop")
+    return {str(Path(f).resolve().relative_to(source_root())) for f in files if f}
+
+
+def _may_load(step: str) -> set[str]:
+    modules = (f"twohop.steps.{step}", "twohop.steps._run", "twohop.cli", "twohop.__main__")
+    return {str(f) for m in modules for f in closure(m, loaded=True)}
+
+
+def _clear(output: Path) -> None:
+    """Leftovers of a killed run beside an output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for stale in output.parent.glob(f".{output.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+def _read_inputs(call: Call) -> Iterable[InputFile]:
+    for name, files in call.inputs.items():
+        for path in files:
+            record = record_of(path)
+            yield InputFile(name, str(path), sha256_file(path), record.run_id if record else None)
+
+
+def _output(name: str, path: Path) -> OutputFile:
+    return OutputFile(name, str(path), sha256_file(path), path.stat().st_size)
+
+
+def _digests(code: Iterable[str]) -> dict[str, str]:
+    return {p: sha256_file(Path(p)) for p in sorted(code)}
+
+
+def _fingerprint(call: Call, code: Mapping[str, str], inputs: Iterable[InputFile]) -> str:
+    read = [[i.name, i.path, i.sha256] for i in inputs]
+    text = json.dumps([call.step, call.model, call.params, code, read], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _job(call: Call, work: Path) -> Job:
+    work.mkdir(parents=True, exist_ok=True)
+    for other in work.parent.iterdir():
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)  # of other params, code or inputs: it can never be resumed
+    outputs = {n: p for n, p in call.outputs.items() if n != "lineage"}
+    return Job(call.step, call.model, call.params, call.inputs, outputs, work)
+
+
+def _limit_threads(threads: int) -> None:
+    """Before libraries start their thread pools."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def _use_threads(threads: int) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,96 @@
+# What all rules share: checked params, model names, the lock of the tree, the bridge to DVC.
+#
+# params.yaml is read once, here, and checked before any rule is known: a fault ends the program with exit code 2.
+import os
+import re
+import sys
+from pathlib import Path
+
+from twohop import lineage
+from twohop.config import load_params, section_keys
+from twohop.errors import TwohopError
+from twohop.steps._names import declared
+
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def or_exit(function, *args):
+    """The function's value; a fault that the user can mend is told without a traceback."""
+    try:
+        return function(*args)
+    except TwohopError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+PARAMS = or_exit(load_params)
+BACKBONES, VLMS, CONTROLS = (
+    PARAMS.names(role) for role in ("backbone", "vlm", "control")
+)
+MODELS = [*BACKBONES, *VLMS, *CONTROLS]
+UNDER_DVC = "DVC_STAGE" in os.environ
+CORES = workflow.cores or len(os.sched_getaffinity(0))
+# Two models side by side; DVC runs one stage, and so often one job, at a time.
+MODEL_THREADS = CORES if UNDER_DVC else max(1, CORES // 2)
+
+
+ASSEMBLED = [m for m in MODELS if PARAMS.models[m].source.kind == "assembled"]
+
+
+def one_of(*groups):
+    """A wildcard constraint: the models of some groups (nothing, when there are none)."""
+    return "|".join(re.escape(m) for group in groups for m in group) or "(?!)"
+
+
+wildcard_constraints:
+    model=one_of(MODELS),
+
+
+def code_of(step):
+    """The source files that a step's result depends on."""
+    return list(or_exit(lineage.project_closure, f"twohop.steps.{step}", Path.cwd()))
+
+
+def slice_of(step):
+    """The values of params.yaml that a step's `STEP` says it reads."""
+    return lineage.slicer(
+        lambda keys: section_keys(PARAMS, keys), *or_exit(declared, step).params
+    )
+
+
+def of_backbone(pattern):
+    """The same file of the model's backbone (of the model itself, when it is one)."""
+
+    def path(wildcards):
+        return pattern.format(
+            model=PARAMS.models[wildcards.model].backbone or wildcards.model
+        )
+
+    return path
+
+
+def projector_of(wildcards):
+    """The projector that git holds, for models that have one."""
+    return getattr(PARAMS.models[wildcards.model].source, "projector", [])
+
+
+def per_model(pattern, *groups):
+    """One file for each model of some groups."""
+    return expand(pattern, model=[m for group in groups for m in group])
+
+
+if UNDER_DVC:
+    or_exit(lineage.check_fingerprint, PARAMS)
+
+if lineage.works(workflow):
+    or_exit(lineage.acquire, Path())
+    if not UNDER_DVC:
+        or_exit(lineage.before_run)
+
+        onsuccess:
+            lineage.free_dvc(Path())
+            or_exit(lineage.after_run)
+
+        onerror:
+            lineage.free_dvc(Path())
+            or_exit(lineage.after_run)

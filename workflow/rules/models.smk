@@ -1,0 +1,64 @@
+# Models: a card for each entry of the catalogue, and, on request, the projectors.
+#
+# inputs:  data/models/{model}/projector.safetensors (git; assembled models)
+# outputs: results/prepare_model/{model}/card.json
+#          results/train_projector/{model}/projector.safetensors, on request
+# steps:   prepare_model
+#          train_projector -> train_projectors (copies to data/models; `snakemake --cores all train_projectors`)
+#
+# No rule makes what lies in data/models, so that a finished projector is never trained again by itself.
+
+
+rule prepare_model:
+    input:
+        projector=projector_of,
+        code=code_of("prepare_model"),
+    output:
+        card="results/prepare_model/{model}/card.json",
+        lineage="results/prepare_model/{model}/lineage.json",
+    log:
+        "logs/prepare_model/{model}.log",
+    threads: MODEL_THREADS
+    resources:
+        mem_mb=3000,
+    params:
+        call=lineage.arguments,
+        slice=slice_of("prepare_model"),
+    message:
+        "prepare_model: {wildcards.model}"
+    shell:
+        "twohop prepare_model {params.call} --params {params.slice:q} 2> {log}"
+
+
+rule train_projector:
+    input:
+        code=code_of("train_projector"),
+    output:
+        projector="results/train_projector/{model}/projector.safetensors",
+        log="results/train_projector/{model}/log.json",
+        lineage="results/train_projector/{model}/lineage.json",
+    log:
+        "logs/train_projector/{model}.log",
+    wildcard_constraints:
+        model=one_of(ASSEMBLED),
+    threads: CORES
+    resources:
+        mem_mb=3000,
+    params:
+        call=lineage.arguments,
+        slice=slice_of("train_projector"),
+    message:
+        "train_projector: {wildcards.model}"
+    shell:
+        "twohop train_projector {params.call} --params {params.slice:q} 2> {log}"
+
+
+rule train_projectors:
+    input:
+        per_model("results/train_projector/{model}/projector.safetensors", ASSEMBLED),
+    log:
+        "logs/train_projectors.log",
+    message:
+        "train_projectors: new projectors go to data/models"
+    shell:
+        "twohop install_projectors {input} 2> {log}"
