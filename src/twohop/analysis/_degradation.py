@@ -1,10 +1,13 @@
 """How much recall is lost from a picture: paired answers, gates, degradation, the 2x2 table (study, section 2).
 
-1. `pair_answers` puts the graded answers of a backbone and its VLM side by side, one row per question, with the two gates;
-2. `degradation` gives, for every comparison, gate and relation, both accuracies, their relative loss with intervals, the 2x2 counts and McNemar's p.
+1. `pair_answers` puts the graded answers of a backbone and its VLM side by side, one row per question, with the two
+   gates;
+2. `degradation` gives, for every comparison, gate and relation, both accuracies, their relative loss with intervals,
+   the 2x2 counts and McNemar's p.
 
-`a` is the backbone with the name, `b` the VLM with the name, `c` the VLM with the picture: `a,c` is the paper's degradation (arXiv 2512.03276),
-`b,c` PopVQA's (arXiv 2412.14133), and `a,b` shows what the VLM's training did to the language model itself.
+`a` is the backbone with the name, `b` the VLM with the name, `c` the VLM with the picture: `a,c` is the paper's
+degradation (arXiv 2512.03276), `b,c` PopVQA's (arXiv 2412.14133), and `a,b` shows what the VLM's training did to the
+language model itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,11 @@ from twohop.analysis._statistics import Interval, bootstrap, entity_sums, mcnema
 from twohop.errors import DataError
 
 RecognitionGate = Literal["free", "ranked"]
-COMPARISONS: Mapping[str, tuple[str, str]] = {"a,c": ("backbone", "image"), "b,c": ("text", "image"), "a,b": ("backbone", "text")}
+COMPARISONS: Mapping[str, tuple[str, str]] = {
+    "a,c": ("backbone", "image"),
+    "b,c": ("text", "image"),
+    "a,b": ("backbone", "text"),
+}
 GATES: Mapping[str, tuple[str, ...]] = {
     "all": (),
     "recognised": ("recognised",),
@@ -35,15 +42,17 @@ def recognised(recognition: pl.DataFrame, questions: pl.DataFrame, gate: Recogni
     Args:
         recognition: `schemas.RECOGNITION`.
         questions: `schemas.QUESTIONS`.
-        gate: `free`: it writes an accepted name (the study's gate); `ranked`: the right name has the largest log-probability of all names, which
-            favours no way of training.
+        gate: `free`: it writes an accepted name (the study's gate); `ranked`: the right name has the largest
+            log-probability of all names, which favours no way of training.
 
     Returns:
         Columns question_id, recognised; False for a picture that was never shown.
     """
     column = "correct" if gate == "free" else "ranked_correct"
     known = recognition.group_by("picture_id").agg(pl.col(column).any().alias("recognised"))
-    joined = questions.select("question_id", "picture_id").join(known, on="picture_id", how="left", maintain_order="left")
+    joined = questions.select("question_id", "picture_id").join(
+        known, on="picture_id", how="left", maintain_order="left"
+    )
     return joined.select("question_id", pl.col("recognised").fill_null(False))
 
 
@@ -53,8 +62,8 @@ def pair_answers(
     """One row per question: right or wrong in each condition, and the gates.
 
     Returns:
-        Columns question_id, entity_id, relation, split; flags backbone, text, image, blank (right answers), recognised, ranked, grounded (wrong from
-        a blank picture).
+        Columns question_id, entity_id, relation, split; flags backbone, text, image, blank (right answers),
+        recognised, ranked, grounded (wrong from a blank picture).
 
     Raises:
         DataError: the backbone and the VLM, or two conditions, were not asked the same questions.
@@ -81,8 +90,9 @@ def degradation(paired: pl.DataFrame, n_boot: int, seed: int) -> pl.DataFrame:
         seed: of the draws.
 
     Returns:
-        Columns comparison, gate, relation, n_questions, n_entities; reference, compared, degradation, each with _low and _high; both_right, lost
-        (reference right, compared wrong), gained, both_wrong; p_value (McNemar's exact test; questions as if independent). Numbers are null where
+        Columns comparison, gate, relation, n_questions, n_entities; reference, compared, degradation, each with _low
+        and _high; both_right, lost (reference right, compared wrong), gained, both_wrong; p_value (McNemar's exact
+        test; questions as if independent). Numbers are null where
         undefined: no question passes the gate, or the reference answers none.
     """
     relations = ["all", *paired["relation"].unique().sort().to_list()]
@@ -115,7 +125,9 @@ def _select(paired: pl.DataFrame, flags: Sequence[str], relation: str) -> pl.Dat
     return paired.filter(*wanted) if wanted else paired
 
 
-def _compare(part: pl.DataFrame, reference: str, compared: str, n_boot: int, seed: int) -> dict[str, float | int | None]:
+def _compare(
+    part: pl.DataFrame, reference: str, compared: str, n_boot: int, seed: int
+) -> dict[str, float | int | None]:
     sums = entity_sums(part["entity_id"].to_list(), [part[reference], part[compared], np.ones(part.height)])
     counts = two_by_two(part[reference].to_list(), part[compared].to_list())
     return {

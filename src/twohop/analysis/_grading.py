@@ -2,13 +2,15 @@
 
 Both sides, the answer's first line and every alias, go through the same `words`:
 
-1. Unicode NFKC, case folded; then accents are dropped (NFKD without combining marks), because a model of this size writes "Brasilia" as often as
-   "Brasília" and the study asks what it knows, not how it spells;
-2. "&" becomes "and", dots inside initialisms ("U.S.A.") and possessive or inner apostrophes go, every other punctuation mark is a space;
+1. Unicode NFKC, case folded; then accents are dropped (NFKD without combining marks), because a model of this size
+   writes "Brasilia" as often as "Brasília" and the study asks what it knows, not how it spells;
+2. "&" becomes "and", dots inside initialisms ("U.S.A.") and possessive or inner apostrophes go, every other
+   punctuation mark is a space;
 3. the English articles a, an, the are dropped.
 
-An alias matches when its words stand in the answer as whole words, next to each other. An answer that lists several candidates therefore counts as
-right when one of them is; the recorded alias and the answer's text let a person see that.
+An alias matches when its words stand in the answer as whole words, next to each other. An answer that lists several
+candidates therefore counts as right when one of them is; the recorded alias and the answer's text let a person see
+that.
 """
 
 import re
@@ -19,8 +21,8 @@ from twohop.errors import DataError
 
 ARTICLES = frozenset({"a", "an", "the"})
 _INITIALISM = re.compile(r"\b(?:[^\W\d_]\.){2,}")
-_APOSTROPHES = re.compile(r"['’‘ʻʼ`´]")
-_POSSESSIVE = re.compile(r"['’]s\b")
+_APOSTROPHES = re.compile("['`\u00b4\u2018\u2019\u02bb\u02bc]")
+_POSSESSIVE = re.compile("['\u2019]s\\b")
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
@@ -47,7 +49,8 @@ def grade(answer_text: str, aliases: Sequence[str], rivals: Iterable[str] = ()) 
     Args:
         answer_text: what the model wrote.
         aliases: accepted spellings of the right answer.
-        rivals: spellings of other answers; a match that lies inside a longer rival's ("Guinea" in "Equatorial Guinea") does not count.
+        rivals: spellings of other answers; a match that lies inside a longer rival's ("Guinea" in "Equatorial
+            Guinea") does not count.
 
     Raises:
         DataError: an alias without a single word in it can match nothing.
@@ -64,7 +67,9 @@ def grade(answer_text: str, aliases: Sequence[str], rivals: Iterable[str] = ()) 
 def _needle(alias: str) -> tuple[str, ...]:
     needle = words(alias)
     if not needle:
-        raise DataError(f"the alias {alias!r} holds no word to match", "answer aliases", "remove it from the entity table")
+        raise DataError(
+            f"the alias {alias!r} holds no word to match", "answer aliases", "remove it from the entity table"
+        )
     return needle
 
 

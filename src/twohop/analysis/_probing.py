@@ -1,11 +1,13 @@
 """Linear probes for the entity, layer by layer (study, section 5).
 
-A probe is multinomial logistic regression on standardised features, its L2 strength chosen by inner cross-validation over the training pictures. It is
-tested on pictures of an art source of which it has seen nothing, so that it must read the flag and not the drawing.
+A probe is multinomial logistic regression on standardised features, its L2 strength chosen by inner cross-validation
+over the training pictures. It is tested on pictures of an art source of which it has seen nothing, so that it must
+read the flag and not the drawing.
 
-Control: the same probe trained with the labels of the training pictures permuted among them. (Hewitt & Liang 2019, arXiv 1909.03368, give every type a
-random label; here the type is the entity itself, so that would be the same task under other names. Permuting by picture leaves a probe nothing that
-could carry over to a new picture.) Selectivity is the accuracy minus the control's; a control above chance would show that pictures of both sets are mixed.
+Control: the same probe trained with the labels of the training pictures permuted among them. (Hewitt & Liang 2019,
+arXiv 1909.03368, give every type a random label; here the type is the entity itself, so that would be the same task
+under other names. Permuting by picture leaves a probe nothing that could carry over to a new picture.) Selectivity is
+the accuracy minus the control's; a control above chance would show that pictures of both sets are mixed.
 """
 
 import warnings
@@ -20,7 +22,9 @@ from sklearn.linear_model import LogisticRegression
 from twohop.errors import DataError
 
 TOLERANCE = 1e-3
-"""Largest gradient entry at which L-BFGS stops (mean log-loss in nats); tighter ones did not move an accuracy in trials."""
+"""Largest gradient entry at which L-BFGS stops (mean log-loss in nats); tighter ones did not move an accuracy in
+trials.
+"""
 MAX_ITERATIONS = 100
 
 
@@ -40,7 +44,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What one probe is fitted on; rows of one picture (plain and augmented) share a fold and, in the control, a label."""
+    """What one probe is fitted on; rows of one picture (plain and augmented) share a fold and, in the control, a
+    label.
+    """
 
     features: Float[np.ndarray, "row d_model"]
     labels: Int[np.ndarray, " row"]
@@ -67,7 +73,9 @@ def choose_l2(data: TrainingSet, candidates: Sequence[float], folds: int, seed: 
 
 
 def picture_folds(data: TrainingSet, folds: int, seed: int) -> Int[np.ndarray, " row"]:
-    """Fold of every row: an entity's pictures are dealt out in random order, so that each fold holds nearly as many of each entity."""
+    """Fold of every row: an entity's pictures are dealt out in random order, so that each fold holds nearly as many of
+    each entity.
+    """
     rng, fold = np.random.default_rng(seed), dict[str, int]()
     of_entity: dict[int, list[str]] = {}
     for picture, label in sorted(set(zip(data.pictures, data.labels.tolist(), strict=True))):
@@ -115,7 +123,7 @@ def _fit(features: Float[np.ndarray, "row d_model"], labels: Int[np.ndarray, " r
 
 def _all_classes(model: LogisticRegression, n: int) -> tuple[np.ndarray, np.ndarray]:
     """One row per entity index; one that has no training row gets a bias that never wins; two classes are unfolded."""
-    coef, intercept = np.asarray(model.coef_), np.asarray(model.intercept_)
+    coef, intercept = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
     if len(model.classes_) == 2:
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
     weight, bias = np.zeros((n, coef.shape[1]), coef.dtype), np.full(n, np.finfo(np.float32).min, coef.dtype)

@@ -1,4 +1,4 @@
-"""Recovery by prompting: the written name, and the share of the degradation that a strategy closes (study, section 6)."""
+"""Recovery by prompting: the written name, and the share of the degradation that is closed (study, section 6)."""
 
 import re
 
@@ -7,27 +7,29 @@ import polars as pl
 from jaxtyping import Float
 
 from twohop.analysis._grading import first_line
-from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio, share
+from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio
 
 _ABBREVIATED = r"(?<!\bSt)(?<!\bMt)(?<!\bDr)(?<!\b[A-Z])"
-_NAME_ENDS = re.compile(rf"""[,;:!?("“”<\[]|{_ABBREVIATED}\.""")
+_NAME_ENDS = re.compile(rf"""[,;:!?(<"\u201c\u201d\[]|{_ABBREVIATED}\.""")
+_QUOTES = " *-\"'\u2018\u2019\u201c\u201d"
 _SENTENCE_ENDS = (".", "!", "?", ";", ":", ",")
 
 
 def cut_name(text: str) -> str:
-    """The name at the start of what a model wrote: its first line up to punctuation that ends a name ("" when there is none).
+    """The name at the start of what a model wrote: its first line up to punctuation that ends a name ("" when there
+    is none).
 
     A dot after an initial or after St, Mt, Dr belongs to the name.
     """
-    line = first_line(text).lstrip("\"'“”‘’ *-").replace("\t", " ")
-    return re.sub(r"\s+", " ", _NAME_ENDS.split(line, maxsplit=1)[0]).strip(" '\"’*-")
+    line = first_line(text).lstrip(_QUOTES).replace("\t", " ")
+    return re.sub(r"\s+", " ", _NAME_ENDS.split(line, maxsplit=1)[0]).strip(_QUOTES)
 
 
 def continue_with(before: str, after: str, name: str) -> str:
     """What follows the written name in the one-turn prompt: the question about it.
 
-    A template whose entity ends its sentence ("Consider the country {entity}. The capital of this country is") goes on as it would after the name;
-    any other ("The capital of {entity} is") is asked whole, with the name in it.
+    A template whose entity ends its sentence ("Consider the country {entity}. The capital of this country is") goes
+    on as it would after the name; any other ("The capital of {entity} is") is asked whole, with the name in it.
     """
     return after if after.lstrip().startswith(_SENTENCE_ENDS) else f". {before}{name}{after}"
 
@@ -35,7 +37,8 @@ def continue_with(before: str, after: str, name: str) -> str:
 def closed_share(recovered: pl.DataFrame, backbone: pl.DataFrame, strategy: str, n_boot: int, seed: int) -> Interval:
     """Share of the degradation that a strategy closes, `(acc_x - acc_direct) / (acc_backbone - acc_direct)`.
 
-    Undefined (None) where the backbone is not better than the direct answers; without an interval where that holds in more than 2.5 % of the draws.
+    Undefined (None) where the backbone is not better than the direct answers; without an interval where that holds in
+    more than 2.5 % of the draws.
 
     Args:
         recovered: `schemas.RECOVERED`, with the rows of `strategy` and of `direct`.
@@ -44,16 +47,14 @@ def closed_share(recovered: pl.DataFrame, backbone: pl.DataFrame, strategy: str,
         n_boot: bootstrap draws over entities.
         seed: of the draws.
     """
-    table = _correct(recovered, strategy, "x").join(_correct(recovered, "direct", "direct"), on="question_id", how="inner")
-    table = table.join(backbone.select("question_id", pl.col("correct").alias("backbone")), on="question_id", how="inner")
+    table = _correct(recovered, strategy, "x").join(
+        _correct(recovered, "direct", "direct"), on="question_id", how="inner"
+    )
+    table = table.join(
+        backbone.select("question_id", pl.col("correct").alias("backbone")), on="question_id", how="inner"
+    )
     sums = entity_sums(table["entity_id"].to_list(), [table["x"], table["direct"], table["backbone"]])
     return bootstrap(sums, _closed, n_boot, seed)
-
-
-def strategy_accuracy(rows: pl.DataFrame, n_boot: int, seed: int) -> Interval:
-    """Accuracy of graded answers (columns entity_id, correct) with its interval over entities."""
-    sums = entity_sums(rows["entity_id"].to_list(), [rows["correct"], np.ones(rows.height)])
-    return share(sums, n_boot, seed)
 
 
 def _closed(sums: Float[np.ndarray, "draw 3"]) -> Float[np.ndarray, " draw"]:

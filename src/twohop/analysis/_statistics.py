@@ -1,16 +1,20 @@
 """Uncertainty and tests (study, section 2): bootstrap over entities, McNemar's exact test, Holm's correction.
 
-Entities, not questions, are drawn: the questions of one entity share its picture and its name, so they are not independent. Every statistic of this
-project is a function of sums over questions, so a draw is a vector of multiplicities per entity times a matrix of per-entity sums.
+Entities, not questions, are drawn: the questions of one entity share its picture and its name, so they are not
+independent. Every statistic of this project is a function of sums over questions, so a draw is a vector of
+multiplicities per entity times a matrix of per-entity sums.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float
-from scipy.stats import binomtest, norm
+from numpy.typing import ArrayLike
 
 Statistic = Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, " draw"]]
 LEVEL = 0.95
@@ -59,8 +63,9 @@ def bootstrap(sums: Float[np.ndarray, "entity column"], statistic: Statistic, n_
 def share(sums: Float[np.ndarray, "entity 2"], n_boot: int, seed: int) -> Interval:
     """Share of right answers with its interval; columns are (right, asked).
 
-    Where every answer is right or every answer is wrong the bootstrap has no spread, whatever the number of entities; Wilson's interval for that
-    number of entities is given instead, so that 4 of 4 does not look as sure as 400 of 400.
+    Where every answer is right or every answer is wrong the bootstrap has no spread, whatever the number of entities;
+    Wilson's interval for that number of entities is given instead, so that 4 of 4 does not look as sure as 400 of
+    400.
     """
     interval = bootstrap(sums, lambda s: ratio(s[:, 0], s[:, 1]), n_boot, seed)
     if interval.value in (0.0, 1.0):
@@ -69,14 +74,20 @@ def share(sums: Float[np.ndarray, "entity 2"], n_boot: int, seed: int) -> Interv
     return interval
 
 
+def accuracy(graded: pl.DataFrame, n_boot: int, seed: int) -> Interval:
+    """Share of right answers of graded rows (columns entity_id, correct); see `share`."""
+    sums = entity_sums(graded["entity_id"].to_list(), [graded["correct"], np.ones(graded.height)])
+    return share(sums, n_boot, seed)
+
+
 def ratio(top: Float[np.ndarray, " draw"], bottom: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
     """`top / bottom`, NaN where the denominator is not positive."""
     safe = np.where(bottom > 0, bottom, np.nan)
     return top / safe
 
 
-def entity_sums(entities: Sequence[str], columns: Sequence[Sequence[float]]) -> Float[np.ndarray, "entity column"]:
-    """Sums of per-question columns within each entity, entities in sorted order (so that a seed means the same draws)."""
+def entity_sums(entities: Sequence[str], columns: Sequence[ArrayLike]) -> Float[np.ndarray, "entity column"]:
+    """Sums of per-question columns within each entity, entities sorted (so that a seed means the same draws)."""
     names, index = np.unique(np.asarray(entities, dtype=object).astype(str), return_inverse=True)
     table = np.zeros((len(names), len(columns)))
     for j, column in enumerate(columns):
@@ -85,9 +96,10 @@ def entity_sums(entities: Sequence[str], columns: Sequence[Sequence[float]]) -> 
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test (McNemar 1947) from the two discordant counts; 1 when there are none."""
+    """Two-sided exact p-value of McNemar's test (McNemar 1947) from the discordant counts; 1 when there are none."""
     n = only_first + only_second
-    return float(binomtest(only_first, n, 0.5).pvalue) if n else 1.0
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -107,8 +119,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     """
     if n <= 0:
         raise ValueError("Wilson's interval needs at least one observation")
-    z = float(norm.ppf((1 + LEVEL) / 2))
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     p, denominator = right / n, 1 + z**2 / n
     centre = (p + z**2 / (2 * n)) / denominator
-    half = z * float(np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))) / denominator
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / denominator
     return max(0.0, centre - half), min(1.0, centre + half)

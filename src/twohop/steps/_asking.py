@@ -1,0 +1,83 @@
+"""What the steps that ask a model share: pictures encoded once, answers in batches of like length, parts that survive
+a kill.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import polars as pl
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from twohop.errors import DataError
+from twohop.models import Batch, Model, Prompt
+from twohop.store import read_json, write_json
+
+LOG = logging.getLogger(__name__)
+PART_ROWS = 128
+"""Prompts of one part; at most one part is asked again after a kill."""
+
+T = TypeVar("T")
+
+
+def finished_part(work: Path, name: str, make: Callable[[], list[T]]) -> list[T]:
+    """A JSON-able list from `work/<name>.json`, or made now and kept there."""
+    path = work / f"{name}.json"
+    if path.exists():
+        LOG.info("%s: taken from an earlier call", name)
+        return cast("list[T]", read_json(path))
+    made = make()
+    write_json(path, made)
+    return made
+
+
+def ask(model: Model, prompts: Sequence[Prompt], size: int, answer: Callable[[Batch], list[T]], what: str) -> list[T]:
+    """The answers of all prompts in their order, asked in batches of like length, with progress in the log."""
+    found: dict[int, T] = {}
+    start = time.monotonic()
+    for index, batch in model.batches(prompts, size):
+        found.update(zip(index, answer(batch), strict=True))
+        LOG.info("%s: %d of %d prompts, %.0f s", what, len(found), len(prompts), time.monotonic() - start)
+    return [found[i] for i in range(len(prompts))]
+
+
+def ask_in_parts(
+    model: Model, work: Path, name: str, prompts: Sequence[Prompt], size: int, answer: Callable[[Batch], list[T]]
+) -> list[T]:
+    """As `ask`, every PART_ROWS answers kept in `work` (prompts of a part are sorted by length among themselves)."""
+    answers: list[T] = []
+    for k, i in enumerate(range(0, len(prompts), PART_ROWS)):
+        chunk, part = prompts[i : i + PART_ROWS], f"{name}-{k}"
+        answers += finished_part(work, part, lambda c=chunk, p=part: ask(model, c, size, answer, p))
+    return answers
+
+
+def encode_by_id(
+    model: Model, picture: Callable[[str], Image], manifest: pl.DataFrame, picture_ids: Iterable[str]
+) -> dict[str, Float[Tensor, "image_token d_model"]]:
+    """Each picture through the tower and the projector, once.
+
+    Raises:
+        DataError: a picture is not in the manifest, or could not be made.
+    """
+    wanted = sorted(set(picture_ids))
+    files = dict(manifest.filter(pl.col("status") == "ok").select("picture_id", "file").iter_rows())
+    missing = [p for p in wanted if p not in files]
+    if missing:
+        raise DataError(
+            f"no picture for {', '.join(missing[:5])}", "manifest.parquet", "make pictures and questions again"
+        )
+    if not wanted:
+        return {}
+    rows = model.encode_pictures([picture(files[p]) for p in wanted])
+    return dict(zip(wanted, rows, strict=True))
+
+
+def split_prompt(template: str) -> tuple[str, str]:
+    """What stands before and after `{entity}`."""
+    before, after = template.split("{entity}")
+    return before, after

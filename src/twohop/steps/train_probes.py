@@ -1,0 +1,216 @@
+"""Step train_probes: at which layer can the entity be read off linearly? (study, section 5)
+
+Trained on pictures (and their augmented copies) of every art source but the one that the questions show; tested on
+that one, style by style.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float, Int
+from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+
+from twohop.analysis import Probe, TrainingSet, entity_sums, first_near_maximum, fit_probe, share, shuffle_labels
+from twohop.config import STYLE_SOURCES, TrainProbes
+from twohop.errors import DataError
+from twohop.steps._asking import finished_part
+from twohop.steps._step import Job, Step, Summary
+from twohop.store import ActivationReader, atomic_path, read_table, schemas, write_json, write_table
+
+LOG = logging.getLogger(__name__)
+STEP = Step(
+    name="train_probes",
+    params=("train_probes", "build_questions.style"),
+    inputs=("activations", "manifest"),
+    outputs=("curves", "probes", "metrics"),
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the `pictures` run: which train, which test, and what they show."""
+
+    entities: list[str]
+    train: Int[np.ndarray, " train_row"]
+    labels: Int[np.ndarray, " train_row"]
+    pictures: list[str]
+    """Picture of every training row (copies: the one that they were made from)."""
+    test: dict[str, tuple[Int[np.ndarray, " test_row"], Int[np.ndarray, " test_row"]]]
+    """Per style of the held-out art source: rows and labels."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One feature at one layer; `layer` as the reader counts (-1: the first decoder layer's input)."""
+
+    feature: str
+    layer: int
+
+    @property
+    def curve_layer(self) -> int:
+        """As `schemas.CURVES` counts: 0 = embeddings."""
+        return self.layer + 1
+
+    @property
+    def part(self) -> str:
+        """Name of its tensors and of its part in the work folder."""
+        return f"{self.feature}.{self.curve_layer}"
+
+
+def run(job: Job) -> Summary:
+    """Fit and test a probe per feature and layer; write curves, probes and their summary."""
+    params, style = job.section(TrainProbes), str(job.params["build_questions.style"])
+    manifest = read_table(job.input("manifest"), schemas.MANIFEST)
+    start, rows = time.monotonic(), list[dict[str, Any]]()
+    with ActivationReader(job.input("activations")) as reader:
+        split = split_pictures(reader.rows("pictures"), manifest, STYLE_SOURCES[style], params.copies)
+        layers = reader.layers("pictures", "resid_post")
+        points = [Point(feature, n) for feature in params.features for n in probe_layers(layers, params.layer_stride)]
+        for done, point in enumerate(points, 1):
+            rows += finished_part(job.work, point.part, lambda p=point: _probe(job.work, reader, p, split, params))
+            LOG.info("probe %d of %d (%s), %.0f s", done, len(points), point.part, time.monotonic() - start)
+    unconverged = sum(not r.pop("converged") for r in rows)
+    curves = pl.DataFrame(rows, schema=schemas.CURVES)
+    write_table(job.output("curves"), curves, schemas.CURVES)
+    _write_probes(job.output("probes"), job.work, points, split.entities)
+    metrics = summarise(curves, n_layers=max(layers) + 1)
+    write_json(job.output("metrics"), metrics)
+    return {"done": len(points), "failed": 0, "rows_not_converged": unconverged, "n_train": len(split.train)}
+
+
+def probe_layers(layers: Sequence[int], stride: int) -> list[int]:
+    """Every `stride`-th layer; always the embedding, the first layer and the last."""
+    ordered = sorted(layers)
+    return sorted({*ordered[:2], *ordered[1::stride], ordered[-1]})
+
+
+def split_pictures(rows: Sequence[str], manifest: pl.DataFrame, held_out: str, copies: int) -> Split:
+    """Training rows (all art sources but one, with their first `copies` augmented copies) and plain test rows per
+    style of that one.
+
+    Raises:
+        DataError: a row that the manifest does not know, or nothing to train or to test on.
+    """
+    known = {
+        p: (e, a, s) for p, e, a, s in manifest.select("picture_id", "entity_id", "art_source", "style").iter_rows()
+    }
+    parsed = [(i, *_parse(row)) for i, row in enumerate(rows)]
+    unknown = [p for _, p, _ in parsed if p not in known]
+    if unknown:
+        raise DataError(
+            f"activations of unknown pictures: {', '.join(unknown[:5])}", "activations.h5", "extract them again"
+        )
+    train = [(i, p, known[p][0]) for i, p, k in parsed if known[p][1] != held_out and k <= copies]
+    test = [(i, known[p][0], known[p][2]) for i, p, k in parsed if known[p][1] == held_out and k == 0]
+    if not train or not test:
+        raise DataError(
+            f"{len(train)} training and {len(test)} test pictures", f"art source {held_out}", "render more styles"
+        )
+    entities = sorted({e for _, _, e in train})
+    label = {e: n for n, e in enumerate(entities)}
+    styles = {
+        s: [(i, label[e]) for i, e, of in test if of == s and e in label] for s in sorted({s for _, _, s in test})
+    }
+    return Split(
+        entities,
+        np.array([i for i, _, _ in train]),
+        np.array([label[e] for _, _, e in train]),
+        [p for _, p, _ in train],
+        {s: (np.array([i for i, _ in found]), np.array([n for _, n in found])) for s, found in styles.items() if found},
+    )
+
+
+def _parse(row: str) -> tuple[str, int]:
+    """Picture id and number of the copy (0: the picture itself)."""
+    picture, _, copy = row.partition("#")
+    return picture, int(copy or 0)
+
+
+def _probe(
+    work: Path, reader: ActivationReader, point: Point, split: Split, params: TrainProbes
+) -> list[dict[str, Any]]:
+    """Fit the probe and its control, keep the probe in `work`, return its rows of the curves."""
+    features = reader.read("pictures", "resid_post", point.feature, point.layer)
+    data = TrainingSet(features[split.train], split.labels, split.pictures)
+    probe = fit_probe(data, params.l2, params.inner_folds, params.seed)
+    control = fit_probe(shuffle_labels(data, params.seed), [probe.l2], params.inner_folds, params.seed)
+    with atomic_path(_kept(work, point)) as tmp:
+        save_file({f"{point.part}.weight": probe.weight, f"{point.part}.bias": probe.bias}, tmp)
+    return [_row(point, style, probe, control, features, split, params) for style in split.test]
+
+
+def _row(
+    point: Point,
+    style: str,
+    probe: Probe,
+    control: Probe,
+    features: Float[np.ndarray, "row d_model"],
+    split: Split,
+    params: TrainProbes,
+) -> dict[str, Any]:
+    rows, labels = split.test[style]
+    hits = probe.predict(features[rows]) == labels
+    interval = share(entity_sums(labels.astype(str).tolist(), [hits, np.ones(len(hits))]), params.n_boot, params.seed)
+    return {
+        "feature": point.feature,
+        "layer": point.curve_layer,
+        "test_style": style,
+        "accuracy": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "shuffled_accuracy": float((control.predict(features[rows]) == labels).mean()),
+        "l2": probe.l2,
+        "n_train": len(split.train),
+        "n_test": len(rows),
+        "converged": probe.converged,
+    }
+
+
+def _kept(work: Path, point: Point) -> Path:
+    return work / f"{point.part}.safetensors"
+
+
+def _write_probes(path: Path, work: Path, points: Sequence[Point], entities: Sequence[str]) -> None:
+    """All probes in one safetensors file; the entity of each row of a weight is in the metadata (one key: its order is
+    the file's bytes).
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for point in points:
+        tensors |= load_file(_kept(work, point))
+    with atomic_path(path) as tmp:
+        save_file(tensors, tmp, metadata={"entities": json.dumps(list(entities))})
+
+
+def summarise(curves: pl.DataFrame, n_layers: int) -> dict[str, Any]:
+    """Per feature and test style: accuracy of the embedding and after the first layer, the maximum, and how deep 90 %
+    of it is reached.
+
+    Depth is a share of the decoder's layers: 0 = before the first, 1 = after the last; its resolution is that of the
+    probed layers.
+    """
+    found: dict[str, Any] = {}
+    for (feature, style), rows in curves.sort("layer").group_by("feature", "test_style", maintain_order=True):
+        layers, accuracy = rows["layer"].to_list(), rows["accuracy"].to_list()
+        near = first_near_maximum(layers, accuracy)
+        best = rows.row(int(np.argmax(accuracy)), named=True)
+        found.setdefault(str(feature), {})[str(style)] = {
+            "layer_0": _numbers(rows.row(0, named=True)),
+            "layer_1": _numbers(rows.row(1, named=True)),
+            "maximum": {**_numbers(best), "layer": best["layer"]},
+            "selectivity": best["accuracy"] - best["shuffled_accuracy"],
+            "largest_shuffled_accuracy": float(np.max(rows["shuffled_accuracy"].to_list())),
+            "near_maximum_layer": near,
+            "near_maximum_depth": near / n_layers,
+        }
+    return found
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {key: row[key] for key in ("accuracy", "low", "high")}
