@@ -11,7 +11,7 @@ The room knows no model: it takes a forward pass and a constructor of patches (`
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ SiteT = TypeVar("SiteT")
 PatchT = TypeVar("PatchT")
 
 
+@runtime_checkable
 class BatchLike(Protocol):
     """Prompts side by side, with the token groups of each."""
 
@@ -32,6 +33,7 @@ class BatchLike(Protocol):
         ...
 
 
+@runtime_checkable
 class RunLike(Protocol[SiteT]):
     """What a forward pass leaves behind."""
 
@@ -51,6 +53,7 @@ BatchIn = TypeVar("BatchIn", bound=BatchLike, contravariant=True)
 PatchIn = TypeVar("PatchIn", contravariant=True)
 
 
+@runtime_checkable
 class Forward(Protocol[BatchIn, SiteT, PatchIn]):
     """A forward pass that captures and patches sites; with `grad` the captured activations are part of the graph."""
 
@@ -128,7 +131,7 @@ def attribute(
     else:
         ends = (base[embedding], other.activations[embedding])
         grads = _path_gradients(runner, clean, contrast, sites, embedding, ends, steps)
-    scores = {s: ((other.activations[s] - base[s]).float() * grads[s].float()).sum(-1) for s in sites}
+    scores = {s: ((other.activations[s] - base[s]).double() * grads[s].double()).sum(-1) for s in sites}
     return Attribution(clean_metric.detach(), contrast.metric(other.logits).detach(), scores)
 
 
