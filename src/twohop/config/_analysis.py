@@ -84,6 +84,12 @@ class ExtractActivations(Section):
     """Prompts in a forward pass."""
     chunk_rows: int = Field(ge=1)
     """Rows of a chunk; extraction resumes per chunk."""
+    pictures_prompt: str
+    """Prompt of the `pictures` run, which asks for the name of what is shown; `{entity}` stands for the picture."""
+    copies: int = Field(ge=0)
+    """Augmented copies of every picture that is not of the held-out art source; train_probes trains on them."""
+    seed: int = Field(ge=0)
+    """Seed of the augmentation."""
 
 
 class ScoreAttribution(Section):

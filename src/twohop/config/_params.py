@@ -85,6 +85,7 @@ def _prompt_problems(p: Params) -> Iterator[str]:
         yield f"build_questions.templates: no template for relation(s) {', '.join(missing)} of curate_entities"
     prompts = {f"build_questions.templates.{r}": t for r, t in p.build_questions.templates.items()}
     prompts |= {f"run_benchmark.recognition_prompts[{i}]": t for i, t in enumerate(p.run_benchmark.recognition_prompts)}
+    prompts["extract_activations.pictures_prompt"] = p.extract_activations.pictures_prompt
     prompts["recover_recall.name_then_answer"] = p.recover_recall.name_then_answer
     for path, text in prompts.items():
         if text.count("{entity}") != 1:
@@ -105,6 +106,8 @@ def _analysis_problems(p: Params) -> Iterator[str]:
     for site, reader in (("resid_post", "train_probes"), ("mlp_write", "patch_activations")):
         if site not in p.extract_activations.sites:
             yield f"extract_activations.sites: lacks {site}, which {reader} reads"
+    if p.train_probes.copies > p.extract_activations.copies:
+        yield f"train_probes.copies: is {p.train_probes.copies}, more than extract_activations.copies makes"
     if p.score_attribution.validate_examples > p.score_attribution.max_examples:
         yield "score_attribution.validate_examples: is more than max_examples, of which they are a sample"
     if p.patch_activations.max_new_tokens != p.run_benchmark.max_new_tokens:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from twohop.data._augment import augment
 from twohop.data._fetch import fetch_picture
 from twohop.data._flags import FlagsSource
 from twohop.data._names import fold, gives_away, spellings
@@ -24,6 +25,7 @@ __all__ = [
     "Pictures",
     "Source",
     "Twin",
+    "augment",
     "can_pair",
     "check_entities",
     "check_facts",

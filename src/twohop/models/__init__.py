@@ -4,12 +4,15 @@ from twohop.models._card import FileRecord, ModelCard, read_card
 from twohop.models._model import Model, Run
 from twohop.models._open import open_model, open_tokenizer
 from twohop.models._prepare import materialise
-from twohop.models._prompts import GROUPS, Batch, Prompt, Tokens
-from twohop.models._sites import KINDS, Patch, Site
+from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Prompt, Tokens
+from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site
+from twohop.models._train import assembled_model, train_assembled
 
 __all__ = [
     "GROUPS",
+    "GROUP_MEANINGS",
     "KINDS",
+    "KIND_MEANINGS",
     "Batch",
     "FileRecord",
     "Model",
@@ -19,8 +22,10 @@ __all__ = [
     "Run",
     "Site",
     "Tokens",
+    "assembled_model",
     "materialise",
     "open_model",
     "open_tokenizer",
     "read_card",
+    "train_assembled",
 ]

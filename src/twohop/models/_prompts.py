@@ -1,6 +1,6 @@
 """Prompts as data, and the padded batches with token groups that a model runs on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,9 +10,15 @@ from torch import Tensor
 
 from twohop.errors import ModelError
 
-GROUPS: tuple[str, ...] = ("entity", "entity_last", "image", "image_last", "question", "last")
-"""Token groups: the name's tokens and their last one; the picture's and its last one; what follows up to `last`
-(excluded); the position that predicts the answer."""
+GROUP_MEANINGS: Mapping[str, str] = {
+    "entity": "tokens of the entity's name, the first with the space before it (text runs)",
+    "entity_last": "last token of the name",
+    "image": "tokens of the picture (image runs)",
+    "image_last": "last token of the picture",
+    "question": "tokens after the name or the picture, without the last one",
+    "last": "the position that predicts the answer",
+}
+GROUPS: tuple[str, ...] = tuple(GROUP_MEANINGS)
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,8 @@ def pad(
         spans.append((e.start + shift, e.end + shift) if e.end else (0, 0))
         _mark(groups, row, spans[-1], stop, is_picture)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    on: Callable[[Tensor], Tensor] = lambda x: x.to(device)  # noqa: E731
-    return on(ids), on(mask), on(positions), spans, {k: on(v) for k, v in groups.items()}
+    moved = {name: group.to(device) for name, group in groups.items()}
+    return ids.to(device), mask.to(device), positions.to(device), spans, moved
 
 
 def _mark(groups: dict[str, Tensor], row: int, span: tuple[int, int], stop: int, is_picture: bool) -> None:

@@ -107,7 +107,7 @@ def _llava(text: LlamaConfig, image_token_id: int, image_size: int) -> Any:
     config = LlavaConfig(
         vision_config=tower,
         text_config=text,
-        image_token_id=image_token_id,
+        image_token_index=image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(image_size // PATCH) ** 2,

@@ -12,6 +12,11 @@ from twohop.errors import ModelError
 
 SiteKind = Literal["resid_post", "mlp_write", "attn_write"]
 KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+KIND_MEANINGS: Mapping[str, str] = {
+    "resid_post": "output of the decoder layer; layer -1 is the input of the first",
+    "mlp_write": "what the layer's MLP adds to the residual stream",
+    "attn_write": "what the layer's attention adds to the residual stream",
+}
 EMBEDDINGS = -1
 """`Site("resid_post", EMBEDDINGS)` is the first decoder layer's input."""
 

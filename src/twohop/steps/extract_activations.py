@@ -1,0 +1,224 @@
+"""Step extract_activations: what every layer holds at the token groups, streamed into HDF5 (study, sections 4 and 5).
+
+1. run `text`: every question in its named form; pooled per token group, and the name's tokens one by one;
+2. run `image` (vision-language models): every question in its shown form, pooled;
+3. run `pictures` (vision-language models): every picture of the manifest, and augmented copies of those that the
+   projectors and probes may train on, under one prompt that asks for the name; the residual stream only.
+
+One chunk of rows at a time; a finished chunk survives a kill.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from twohop.config import STYLE_SOURCES, ExtractActivations
+from twohop.data import augment, open_pictures
+from twohop.models import GROUP_MEANINGS, KIND_MEANINGS, Batch, Model, Prompt, Run, Site, open_model
+from twohop.steps._asking import encode_by_id, split_prompt
+from twohop.steps._step import Job, Step, Summary
+from twohop.store import ActivationWriter, Dataset, read_table, schemas
+
+LOG = logging.getLogger(__name__)
+STEP = Step(
+    name="extract_activations",
+    params=("extract_activations", "fetch_images.background", "build_questions.style", "models.{model}"),
+    inputs=("questions", "manifest", "pictures", "card"),
+    outputs=("activations",),
+)
+TEXT_GROUPS = ("entity", "entity_last", "question", "last")
+IMAGE_GROUPS = ("image", "image_last", "question", "last")
+PICTURE_GROUPS = ("image", "image_last", "last")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a run: a text, and the name or the picture in it."""
+
+    row_id: str
+    before: str
+    after: str
+    name: str | None = None
+    picture_id: str | None = None
+    copy: int = 0
+    """0: the picture itself."""
+
+
+@dataclass
+class Eyes:
+    """Features of pictures; those that questions show are kept, others are made for their chunk."""
+
+    job: Job
+    model: Model
+    manifest: pl.DataFrame
+    kept: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def keep(self, picture_ids: Iterable[str]) -> None:
+        """Encode what many rows show, once."""
+        self.kept = encode_by_id(self.model, open_pictures(self.job.input("pictures")), self.manifest, picture_ids)
+
+    def see(self, rows: Sequence[Row]) -> list[Float[Tensor, "image_token d_model"] | None]:
+        """Features of each row; None for a row without a picture."""
+        new = [i for i, r in enumerate(rows) if r.picture_id is not None and (r.copy or r.picture_id not in self.kept)]
+        pictures = open_pictures(self.job.input("pictures")) if new else None
+        files = dict(self.manifest.select("picture_id", "file").iter_rows())
+        images = [self._drawn(rows[i], pictures(files[rows[i].picture_id])) for i in new] if pictures else []
+        found = dict(zip(new, self.model.encode_pictures(images), strict=True)) if images else {}
+        return [found.get(i, self.kept.get(r.picture_id or "")) for i, r in enumerate(rows)]
+
+    def _drawn(self, row: Row, picture: Any) -> Any:
+        if not row.copy:
+            return picture
+        red, green, blue = self.job.params["fetch_images.background"]
+        seed = _number(row.picture_id, row.copy, self.job.section(ExtractActivations).seed)
+        return augment(picture, (red, green, blue), np.random.default_rng(seed))
+
+
+def run(job: Job) -> Summary:
+    """Write the activations.
+
+    Raises:
+        DataError: a picture is missing.
+        ModelError: a file of the model is not what its card says.
+        ArtifactError: an activation is not a finite number.
+    """
+    params, model = job.section(ExtractActivations), open_model(job.input("card"))
+    questions = read_table(job.input("questions"), schemas.QUESTIONS)
+    manifest = read_table(job.input("manifest"), schemas.MANIFEST).filter(pl.col("status") == "ok")
+    runs = {"text": text_rows(questions)}
+    eyes = Eyes(job, model, manifest)
+    if model.n_image_tokens:
+        held_out = STYLE_SOURCES[str(job.params["build_questions.style"])]
+        runs["image"] = image_rows(questions)
+        runs["pictures"] = picture_rows(manifest, params, held_out)
+        eyes.keep(questions["picture_id"].unique().sort())
+    layout = [_layout(model, name, rows, params) for name, rows in runs.items()]
+    attrs = _attributes(model, runs, params)
+    writer = ActivationWriter(job.output("activations"), job.work, attrs, layout, params.dtype, params.chunk_rows)
+    made = sum(_extract(writer, model, eyes, d, runs[d.run], params.batch) for d in layout)
+    writer.finish()
+    total = sum(map(len, runs.values()))
+    return {"done": total, "failed": 0, "made_now": made, "bytes": job.output("activations").stat().st_size}
+
+
+def text_rows(questions: pl.DataFrame) -> list[Row]:
+    """The named form of every question."""
+    columns = questions.select("question_id", "before", "after", "name")
+    return [Row(i, before, after, name=name) for i, before, after, name in columns.iter_rows()]
+
+
+def image_rows(questions: pl.DataFrame) -> list[Row]:
+    """The shown form of every question."""
+    columns = questions.select("question_id", "before", "after", "picture_id")
+    return [Row(i, before, after, picture_id=picture) for i, before, after, picture in columns.iter_rows()]
+
+
+def picture_rows(manifest: pl.DataFrame, params: ExtractActivations, held_out: str) -> list[Row]:
+    """Every picture under the recognition prompt, followed by its augmented copies unless it is held out."""
+    before, after = split_prompt(params.pictures_prompt)
+    rows: list[Row] = []
+    for picture, source in manifest.sort("picture_id").select("picture_id", "art_source").iter_rows():
+        rows.append(Row(picture, before, after, picture_id=picture))
+        copies = 0 if source == held_out else params.copies
+        rows += [Row(f"{picture}#{k}", before, after, None, picture, k) for k in range(1, copies + 1)]
+    return rows
+
+
+def _layout(model: Model, run_name: str, rows: Sequence[Row], params: ExtractActivations) -> Dataset:
+    ids, n = tuple(r.row_id for r in rows), model.n_layers
+    if run_name == "pictures":
+        return Dataset(run_name, ids, ("resid_post",), PICTURE_GROUPS, tuple(range(-1, n)), model.d_model)
+    counts: tuple[int, ...] | None = None
+    if run_name == "text":
+        counts = tuple(model.tokens.name_span_length(r.before, r.name or "", r.after) for r in rows)
+    groups = TEXT_GROUPS if run_name == "text" else IMAGE_GROUPS
+    # a prompt that ends one token after the entity has no question tokens: the group is left out for the whole run
+    if any(len(model.tokenize(r.after)) < 2 for r in rows):
+        groups = tuple(g for g in groups if g != "question")
+    return Dataset(run_name, ids, tuple(params.sites), groups, tuple(range(n)), model.d_model, counts)
+
+
+def _attributes(model: Model, runs: Mapping[str, Sequence[Row]], params: ExtractActivations) -> dict[str, Any]:
+    """What the file says about itself (promise H5)."""
+    prompts = {name: [[r.before, r.name, r.picture_id, r.copy, r.after] for r in rows] for name, rows in runs.items()}
+    files = {name: record.sha256 for name, record in model.card.files.items()}
+    libraries = {**model.card.versions, **{name: version(name) for name in ("h5py", "numpy")}}
+    return {
+        "model": model.name,
+        "revision": _sha256(files),
+        "sites": {kind: KIND_MEANINGS[kind] for kind in params.sites},
+        "groups": dict(GROUP_MEANINGS),
+        "prompts_sha256": _sha256(prompts),
+        "versions": {**libraries, "computed_as": str(model.dtype), "device": model.device.type, "seed": params.seed},
+    }
+
+
+def _extract(
+    writer: ActivationWriter, model: Model, eyes: Eyes, layout: Dataset, rows: Sequence[Row], size: int
+) -> int:
+    """Make what is missing of one run; the number of rows made now."""
+    sites = [Site(kind, layer) for kind in layout.kinds for layer in layout.layers]
+    start, made = time.monotonic(), 0
+    for chunk in writer.missing(layout.run):
+        pooled, tokens = extract_chunk(model, eyes, layout, [rows[i] for i in chunk], sites, size)
+        writer.put(layout.run, chunk, pooled, tokens)
+        made += len(chunk)
+        LOG.info("run %s: %d of %d rows, %.0f s", layout.run, chunk.stop, len(rows), time.monotonic() - start)
+    return made
+
+
+def extract_chunk(
+    model: Model, eyes: Eyes, layout: Dataset, rows: Sequence[Row], sites: Sequence[Site], size: int
+) -> tuple[dict[tuple[str, str], Float32[np.ndarray, "row layer d_model"]], dict[str, list[np.ndarray]] | None]:
+    """Activations of a chunk, in the order of its rows: pooled per (kind, group), and the names' tokens per kind."""
+    shape = (len(rows), len(layout.layers), layout.d_model)
+    pooled = {(k, g): np.empty(shape, np.float32) for k in layout.kinds for g in layout.groups}
+    tokens: dict[str, list[np.ndarray]] = {k: [np.empty(0)] * len(rows) for k in layout.kinds}
+    prompts = [Prompt(r.before, r.name, r.after, seen) for r, seen in zip(rows, eyes.see(rows), strict=True)]
+    for index, batch in model.batches(prompts, size):
+        found = model.run(batch, sites)
+        for kind in layout.kinds:
+            for group in layout.groups:
+                pooled[kind, group][index] = _pooled(found, batch.groups[group], kind, layout.layers)
+            if layout.token_counts is not None:
+                for i, values in zip(index, _names(found, batch, kind, layout.layers), strict=True):
+                    tokens[kind][i] = values
+    return pooled, tokens if layout.token_counts is not None else None
+
+
+def _pooled(
+    found: Run, group: Bool[Tensor, "batch seq"], kind: Any, layers: Sequence[int]
+) -> Float32[np.ndarray, "batch layer d_model"]:
+    """Mean over the group's tokens."""
+    weights = group.float() / group.sum(1, keepdim=True)
+    parts = [torch.einsum("bs,bsd->bd", weights, found.activations[Site(kind, n)].float()) for n in layers]
+    return torch.stack(parts, 1).cpu().numpy()
+
+
+def _names(found: Run, batch: Batch, kind: Any, layers: Sequence[int]) -> list[np.ndarray]:
+    """Per row the name's tokens, (token, layer, d_model)."""
+    stacked = [found.activations[Site(kind, n)] for n in layers]
+    return [
+        torch.stack([values[i, start:end] for values in stacked], 1).float().cpu().numpy()
+        for i, (start, end) in enumerate(batch.spans)
+    ]
+
+
+def _sha256(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _number(*parts: Any) -> int:
+    """A seed of its own for every picture and copy, whatever the order."""
+    return int(_sha256(parts)[:16], 16)
