@@ -54,9 +54,7 @@ def _paired() -> pl.DataFrame:
 
 def _row(table: pl.DataFrame, comparison: str, gate: str, relation: str) -> dict[str, float]:
     return table.row(
-        by_predicate=(pl.col("comparison") == comparison)
-        & (pl.col("gate") == gate)
-        & (pl.col("relation") == relation),
+        by_predicate=(pl.col("comparison") == comparison) & (pl.col("gate") == gate) & (pl.col("relation") == relation),
         named=True,
     )
 
@@ -101,7 +99,9 @@ def test_no_loss_between_equal_answers() -> None:
 
 
 def test_undefined_is_null_not_a_number() -> None:
-    nothing = pair_answers(_answers(text=set()), _answers(text=set(), image=IMAGE, blank=set()), _questions(), RECOGNITION)
+    nothing = pair_answers(
+        _answers(text=set()), _answers(text=set(), image=IMAGE, blank=set()), _questions(), RECOGNITION
+    )
     row = _row(degradation(nothing, 200, 0), "a,c", "all", "all")
     assert row["degradation"] is None
     assert row["compared"] == pytest.approx(15 / 40)

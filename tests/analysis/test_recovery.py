@@ -17,7 +17,7 @@ from twohop.analysis import closed_share, continue_with, cut_name
         ("Guinea-Bissau (West Africa)", "Guinea-Bissau"),
         ("Côte d'Ivoire!", "Côte d'Ivoire"),
         ('"Kenya"', "Kenya"),
-        ("“Kenya” is", "Kenya"),
+        ("\u201cKenya\u201d is", "Kenya"),
         ("\nKenya\nand more", "Kenya"),
         ("**Kenya**", "Kenya"),
         ("Sao  Tome and\tPrincipe", "Sao Tome and Principe"),

@@ -13,6 +13,7 @@ the accuracy minus the control's; a control above chance would show that picture
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -112,7 +113,7 @@ def _fold_hits(data: TrainingSet, held: Bool[np.ndarray, " row"], l2: float) -> 
 def _fit(features: Float[np.ndarray, "row d_model"], labels: Int[np.ndarray, " row"], l2: float) -> Probe:
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0).astype(features.dtype)
-    model = LogisticRegression(C=1 / l2, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
+    model: Any = LogisticRegression(C=1 / l2, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # recorded in Probe.converged instead
         model.fit((features - mean) / scale, labels)
@@ -121,7 +122,7 @@ def _fit(features: Float[np.ndarray, "row d_model"], labels: Int[np.ndarray, " r
     return Probe(weight, bias - weight @ mean, l2, bool(model.n_iter_.max() < MAX_ITERATIONS))
 
 
-def _all_classes(model: LogisticRegression, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _all_classes(model: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     """One row per entity index; one that has no training row gets a bias that never wins; two classes are unfolded."""
     coef, intercept = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
     if len(model.classes_) == 2:
