@@ -17,7 +17,7 @@ from babel import Locale
 from babel.core import get_global
 from babel.numbers import get_currency_name, get_territory_currencies
 
-from twohop.data._look_alikes import look_alikes
+from twohop.data._look_alikes import look_alikes, same_in_two_sources
 from twohop.data._names import gives_away, spellings
 from twohop.data._payload import payload
 from twohop.data._source import EntityRecord, FactRecord, PictureRecord
@@ -70,6 +70,11 @@ class FlagsSource:
                 raise DataError(f"no relation {relation!r}", "source flags", f"choose from {', '.join(_ANSWERS)}")
             for code in state_codes():
                 yield _fact(code, relation)
+
+    def repeated(self) -> frozenset[str]:
+        """States whose flag two art sources draw alike to the pixel, e.g. Switzerland in `1x1` and `noto_original`."""
+        sources = {style: art for style, (art, *_) in ART.items()}
+        return frozenset(entity_id(code) for code in state_codes() if same_in_two_sources(code, sources))
 
     def pictures(self) -> Iterator[PictureRecord]:
         """Six renderings of every flag."""

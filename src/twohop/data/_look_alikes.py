@@ -6,7 +6,7 @@ in either rendering. The known list covers those that differ only in shade, prop
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,8 @@ CANVAS_PX, THUMB_PX = 96, 16
 """Side of the drawn and of the averaged picture in pixels."""
 THRESHOLD = 30.0
 """Root mean square difference in levels of 0-255: Egypt/Yemen are 13 apart, Australia/New Zealand 29."""
+SAME_PICTURE = 10.0
+"""As `THRESHOLD`, on whole canvases of `CANVAS_PX`: Switzerland 0 apart in two sources, the Vatican 8, Denmark 16."""
 NEUTRAL = (128, 128, 128)
 KNOWN = (
     ("ID", "MC"),
@@ -53,6 +55,21 @@ def thumbnail(code: str, style: str) -> Float[np.ndarray, "side side 3"]:
     """Mean colours of a `THUMB_PX` x `THUMB_PX` grid over the flag, 0-255."""
     picture = draw(flag_drawing(code, style), CANVAS_PX, NEUTRAL, stretch=True)
     return np.asarray(picture.resize((THUMB_PX, THUMB_PX), Image.Resampling.BOX), dtype=np.float64)
+
+
+def same_in_two_sources(code: str, sources: Mapping[str, str]) -> bool:
+    """Whether two art sources show this flag by the same picture, proportions included.
+
+    Args:
+        code: ISO code.
+        sources: style -> art source.
+    """
+    seen = {s: np.asarray(draw(flag_drawing(code, s), CANVAS_PX, NEUTRAL), dtype=np.float64).ravel() for s in sources}
+    far = SAME_PICTURE * np.sqrt(3) * CANVAS_PX
+    return any(
+        sources[a] != sources[b] and np.linalg.norm(seen[a] - seen[b]) < far
+        for a, b in itertools.combinations(sources, 2)
+    )
 
 
 def close_pairs(thumbs: Float[np.ndarray, "flag side side 3"], threshold: float) -> list[tuple[int, int]]:

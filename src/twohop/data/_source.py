@@ -61,6 +61,10 @@ class Source(Protocol):
         """What the source knows about these relations; an entity without an answer has no record."""
         ...
 
+    def repeated(self) -> frozenset[str]:
+        """Ids of the entities that have the same picture in two art sources: held out of neither, never evaluated."""
+        ...
+
     def pictures(self) -> Iterator[PictureRecord]:
         """Every picture of every entity; a picture whose licence is unknown is left out."""
         ...

@@ -1,8 +1,9 @@
 """Step curate_entities: which entities the study evaluates, what is asked about them, where their pictures are.
 
 1. the source yields entities, facts and pictures; the tables are checked row by row;
-2. candidates are the entities whose picture looks like no other's and whose every asked relation has a fact that the
-   name does not give away; of a group of look-alikes none is used;
+2. candidates are the entities whose picture looks like no other's (of a group of look-alikes none is used), is not the
+   same in two art sources (holding one out would hold nothing out), and whose every asked relation has a fact that the
+   name does not give away;
 3. `n_entities` of the candidates are drawn by the seed. The other entities stay in the table: their names compete in
    the recognition gate.
 """
@@ -39,7 +40,8 @@ def run(job: Job) -> Summary:
     source = SOURCES[params.source]()
     entities, facts = list(source.entities()), list(source.facts(params.relations))
     LOG.info("source %s: %d entities, %d facts", params.source, len(entities), len(facts))
-    candidates = find_candidates(entities, facts, params.relations)
+    repeated = source.repeated()
+    candidates = [e for e in find_candidates(entities, facts, params.relations) if e not in repeated]
     if len(candidates) < params.n_entities:
         raise DataError(
             f"n_entities is {params.n_entities}, but only {len(candidates)} entities have a picture of their own and "
@@ -57,7 +59,8 @@ def run(job: Job) -> Summary:
     write_table(job.output("entities"), entity_table, schemas.ENTITIES)
     write_table(job.output("facts"), fact_table, schemas.FACTS)
     write_table(job.output("picture_sources"), pictures, schemas.PICTURE_SOURCES)
-    return _summary(entities, facts, len(candidates), len(drawn), pictures.height)
+    counts = {"repeated_pictures": len(repeated), "candidates": len(candidates), "evaluated": len(drawn)}
+    return {**_summary(entities, facts), **counts, "pictures": pictures.height}
 
 
 def find_candidates(
@@ -68,15 +71,10 @@ def find_candidates(
     return [e.entity_id for e in entities if not e.look_alikes and all((e.entity_id, r) in usable for r in relations)]
 
 
-def _summary(
-    entities: Sequence[EntityRecord], facts: Sequence[FactRecord], n_candidates: int, n_drawn: int, n_pictures: int
-) -> Summary:
+def _summary(entities: Sequence[EntityRecord], facts: Sequence[FactRecord]) -> dict[str, int]:
     return {
         "entities": len(entities),
         "with_look_alikes": sum(bool(e.look_alikes) for e in entities),
         "facts": len(facts),
         "name_in_answer": sum(f.name_in_answer for f in facts),
-        "candidates": n_candidates,
-        "evaluated": n_drawn,
-        "pictures": n_pictures,
     }
