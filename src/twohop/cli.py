@@ -23,6 +23,8 @@ _OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 Arguments = argparse.Namespace
+Adder = Callable[..., argparse.ArgumentParser]
+"""`add_parser` of the parser's commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.call(args)
     except TwohopError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if not _disk_is_full(error):
             raise
         return _fail(
-            f"the disk is full\n  where: {error}\n  do:    free some space, then repeat the command; nothing half-written was kept"
+            f"the disk is full\n  where: {error}\n"
+            "  do:    free some space, then repeat the command; nothing half-written was kept"
         )
     return 0
 
@@ -68,25 +73,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="steps, in their order, then helpers", metavar="COMMAND", required=True)
     for step in STEPS:
-        _add_step(commands, step)
-    for add in (_add_check_params, _add_write_dvc, _add_sync, _add_verify, _add_lineage, _add_install):
-        add(commands)
+        _add_step(commands.add_parser, step)
+    for extend in (_add_check_params, _add_write_dvc, _add_sync, _add_verify, _add_lineage, _add_install):
+        extend(commands.add_parser)
     return parser
 
 
 def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    add: Adder,
     name: str,
     text: str,
     call: Callable[[Arguments], None],
 ) -> argparse.ArgumentParser:
-    sub = commands.add_parser(name, help=text.replace("%", "%%"), description=text.replace("%", "%%"))
+    sub = add(name, help=text.replace("%", "%%"), description=text.replace("%", "%%"))
     sub.set_defaults(call=call, command=name)
     return sub
 
 
-def _add_step(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", step: str) -> None:
-    sub = _command(commands, step, summary_of(step), _run_step)
+def _add_step(add: Adder, step: str) -> None:
+    sub = _command(add, step, summary_of(step), _run_step)
     sub.add_argument("--model", help="catalogue name of params.yaml")
     sub.add_argument(
         "--params", type=json.loads, required=True, metavar="JSON", help="values by dotted key of params.yaml"
@@ -113,8 +118,8 @@ def _run_step(args: Arguments) -> None:
     )
 
 
-def _add_check_params(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = _command(commands, "check_params", "Check params.yaml.", _check_params)
+def _add_check_params(add: Adder) -> None:
+    sub = _command(add, "check_params", "Check params.yaml.", _check_params)
     sub.add_argument("file", nargs="?", type=Path, default=Path("params.yaml"))
 
 
@@ -125,8 +130,8 @@ def _check_params(args: Arguments) -> None:
     print(f"{args.file}: good; {len(params.models)} models: {', '.join(params.models)}")
 
 
-def _add_write_dvc(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = _command(commands, "write_dvc", "Make dvc.yaml from the Snakefile and params.yaml.", _write_dvc)
+def _add_write_dvc(add: Adder) -> None:
+    sub = _command(add, "write_dvc", "Make dvc.yaml from the Snakefile and params.yaml.", _write_dvc)
     sub.add_argument("--check", action="store_true", help="only say whether it is up to date")
 
 
@@ -145,10 +150,8 @@ def _write_dvc(args: Arguments) -> None:
         print("dvc.yaml: written")
 
 
-def _add_sync(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = _command(
-        commands, "sync", "Let Snakemake and DVC agree on what is up to date (runs do it by themselves).", _sync
-    )
+def _add_sync(add: Adder) -> None:
+    sub = _command(add, "sync", "Let Snakemake and DVC agree on what is up to date (runs do it by themselves).", _sync)
     sub.add_argument("direction", nargs="?", choices=("adopt", "commit", "both"), default="both")
 
 
@@ -168,8 +171,8 @@ def _say(what: str, stages: list[str]) -> None:
         print(f"{what}: {' '.join(stages)}", file=sys.stderr)
 
 
-def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = _command(commands, "verify", "Re-read every artifact and compare it with its lineage record.", _verify)
+def _add_verify(add: Adder) -> None:
+    sub = _command(add, "verify", "Re-read every artifact and compare it with its lineage record.", _verify)
     sub.add_argument("folders", nargs="*", type=Path, default=[Path("results"), Path("data/models")])
 
 
@@ -181,13 +184,15 @@ def _verify(args: Arguments) -> None:
     if faults:
         lines = "\n".join(f"{f.path}: {f.what}" for f in faults)
         raise ArtifactError(
-            lines, f"{len(faults)} of {read} artifacts", "delete what is named, then run `snakemake --cores all`"
+            lines,
+            f"{len(faults)} of {read} artifacts",
+            "restore what is named (`dvc checkout`, git), or delete it and run `snakemake --cores all`",
         )
     print(f"{read} artifacts are what their records say")
 
 
-def _add_lineage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = _command(commands, "lineage", "Walk back from an artifact to the repository's own files.", _lineage)
+def _add_lineage(add: Adder) -> None:
+    sub = _command(add, "lineage", "Walk back from an artifact to the repository's own files.", _lineage)
     sub.add_argument("file", type=Path)
 
 
@@ -204,9 +209,9 @@ def _lineage(args: Arguments) -> None:
         print("  " * a.depth + f"{a.path} {maker}{source}" + (f"  ! {a.note}" if a.note else ""))
 
 
-def _add_install(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_install(add: Adder) -> None:
     text = "Copy trained projectors with log and lineage to data/models (what `snakemake train_projectors` ends with)."
-    _command(commands, "install_projectors", text, _install).add_argument("projectors", nargs="+", type=Path)
+    _command(add, "install_projectors", text, _install).add_argument("projectors", nargs="+", type=Path)
 
 
 def _install(args: Arguments) -> None:

@@ -86,6 +86,7 @@ if lineage.works(workflow):
     or_exit(lineage.acquire, Path())
     if not UNDER_DVC:
         or_exit(lineage.before_run)
+        or_exit(lineage.occupy_dvc, Path())
 
         onsuccess:
             lineage.free_dvc(Path())
@@ -94,3 +95,6 @@ if lineage.works(workflow):
         onerror:
             lineage.free_dvc(Path())
             or_exit(lineage.after_run)
+
+elif lineage.plans(workflow) and not UNDER_DVC and lineage.is_free(Path()):
+    or_exit(lineage.before_run)

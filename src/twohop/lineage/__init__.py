@@ -2,7 +2,7 @@
 
 from twohop.lineage._closure import closure, project_closure, source_root
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
-from twohop.lineage._lock import LockedError, acquire, free_dvc, release, step_of_run
+from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
 from twohop.lineage._records import (
     RECORD,
     Ancestor,
@@ -15,7 +15,7 @@ from twohop.lineage._records import (
     trace,
     verify,
 )
-from twohop.lineage._snakemake import Slice, arguments, slicer, works
+from twohop.lineage._snakemake import Slice, arguments, plans, slicer, works
 from twohop.lineage._sync import Outcome, adopt, after_run, before_run, commit, in_step, needs_adoption
 
 __all__ = [
@@ -40,7 +40,10 @@ __all__ = [
     "fingerprint",
     "free_dvc",
     "in_step",
+    "is_free",
     "needs_adoption",
+    "occupy_dvc",
+    "plans",
     "project_closure",
     "read_record",
     "record_of",

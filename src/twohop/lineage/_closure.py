@@ -1,7 +1,8 @@
 """Which source files a module's behaviour depends on, read from the import statements (nothing is imported).
 
-A room's `__init__.py` that only re-exports names is looked through: `from twohop.store import write_table` depends on the
-module that defines `write_table`, not on its neighbours. So an edit re-runs the steps that use the edited module, and no other.
+A room's `__init__.py` that only re-exports names is looked through: `from twohop.store import write_table` depends on
+the module that defines `write_table`, not on its neighbours. So an edit re-runs the steps that use the edited module,
+and no other.
 """
 
 import ast
@@ -23,7 +24,7 @@ def source_root() -> Path:
 def closure(module: str, *, loaded: bool = False) -> tuple[Path, ...]:
     """Files of this package that `module` depends on, sorted, relative to the source folder.
 
-    With `loaded`, every file that importing the module may execute: re-exporting `__init__.py` files and all they load as well.
+    With `loaded`, every file that importing the module may execute: re-exporting `__init__.py` and what they load.
     """
     seen: set[str] = set()
     todo = [module]

@@ -42,7 +42,7 @@ def check_fingerprint(params: Params, path: Path = Path("dvc.yaml")) -> None:
 
 
 def fingerprint(params: Params, root: Path = Path()) -> str:
-    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, the steps' imports."""
+    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, imports."""
     rules = [
         p.read_text(encoding="utf-8") for p in [root / "Snakefile", *sorted((root / "workflow/rules").glob("*.smk"))]
     ]
@@ -82,7 +82,7 @@ def _split(jobs: list[RuleJob]) -> tuple[list[str], dict[str, list[str]]]:
     DVC wants the same number of deps for every item: who has fewer repeats the step's own module (see `_stage`).
     """
     generic = {job.model or "": {_template(f, job.model): f for f in job.inputs} for job in jobs}
-    shared = set.intersection(*[set(g) for g in generic.values()])
+    shared = {t for t in generic[jobs[0].model or ""] if all(t in g for g in generic.values())}
     return sorted(shared), {m: sorted(f for t, f in g.items() if t not in shared) for m, g in generic.items()}
 
 

@@ -1,9 +1,10 @@
 """One run at a time in a tree, whichever engine started it (promises K1-K3), and no lock that outlives its process.
 
-`.cache/twohop/run.lock` names the processes of the run: its owner (`snakemake`, or the `dvc` that started it) and the runner
-(the Snakemake that works). The lock holds while one of them lives; pid and start time together tell a process from a later one
-with the same number. Every process of a run watches the one above it, so that nothing goes on working after kill -9.
-While a run is Snakemake's own, DVC's own table of busy paths names `results/`, so that a `dvc repro` stops before it deletes anything.
+`.cache/twohop/run.lock` names the processes of the run: its owner (`snakemake`, or the `dvc` that started it) and the
+runner (the Snakemake that works). The lock holds while one of them lives; pid and start time together tell a process
+from a later one with the same number. Every process of a run watches the one above it, so that nothing goes on working
+after kill -9. While a run is Snakemake's own, DVC's table of busy paths names `results/`, so that a `dvc repro` stops
+before it deletes anything.
 """
 
 import atexit
@@ -13,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,7 +49,12 @@ def acquire(root: Path) -> None:
         _watch(owner.pid, owner.create_time())
     else:
         atexit.register(release, root)
-        _mark_busy_for_dvc(root)
+
+
+def is_free(root: Path) -> bool:
+    """Whether no live run works in the tree."""
+    held = read_state(root / STATE / "run.lock")
+    return not (_alive(held.get("owner", {})) or _alive(held.get("runner", {})))
 
 
 def release(root: Path) -> None:
@@ -61,7 +67,7 @@ def release(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def step_of_run(root: Path) -> Iterator[None]:
+def step_of_run(root: Path) -> Generator[None]:
     """What a step's process does: it ends when its run is killed, and a new run waits until it has ended."""
     word = os.environ.get(WATCH, "").split(":")
     if len(word) == 3 and word[0] == socket.gethostname():
@@ -120,7 +126,7 @@ def _locked(root: Path, holder: dict[str, Any]) -> LockedError:
 
 
 @contextlib.contextmanager
-def _guard(root: Path) -> Iterator[IO[str]]:
+def _guard(root: Path) -> Generator[IO[str]]:
     with (root / STATE / "run.guard").open("a") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield f
@@ -184,7 +190,7 @@ def _watch(pid: int, started: float) -> None:
 
 
 @contextlib.contextmanager
-def _dvc_table(root: Path) -> Iterator[dict[str, Any]]:
+def _dvc_table(root: Path) -> Generator[dict[str, Any]]:
     """DVC's `{"write": {path: {pid, cmd}}}`, under the same file lock that DVC takes to change it."""
     folder = root / ".dvc" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,8 +201,12 @@ def _dvc_table(root: Path) -> Iterator[dict[str, Any]]:
         write_state(folder / "rwlock", table)
 
 
-def _mark_busy_for_dvc(root: Path) -> None:
-    """Write this process into DVC's table of busy paths; DVC itself drops entries of dead processes."""
+def occupy_dvc(root: Path) -> None:
+    """Write this process into DVC's table of busy paths; DVC itself drops entries of dead processes.
+
+    Raises:
+        LockedError: a DVC command works on a path of this tree.
+    """
     if not (root / ".dvc" / "config").exists():
         return
     with _dvc_table(root) as write:

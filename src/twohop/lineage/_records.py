@@ -1,4 +1,4 @@
-"""The record that every job leaves beside its artifacts: written by the runner, checked by `verify`, walked by `trace`."""
+"""The record that every job leaves beside its artifacts: the runner writes it, `verify` checks, `trace` walks it."""
 
 import hashlib
 import json

@@ -1,11 +1,13 @@
-"""The one module that touches what Snakemake does not promise to keep: its DAG object and its records of finished jobs."""
+"""The one module that touches what Snakemake does not promise to keep: its DAG and its records of finished jobs."""
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 import base64
 import contextlib
 import io
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,7 @@ _NAME_MAX = 254
 
 
 class Slice(dict[str, Any]):
-    """Values of params.yaml by dotted key: Snakemake records its repr, DVC lists its keys, a step gets its str (JSON)."""
+    """Values of params.yaml by dotted key: Snakemake records its repr, DVC lists its keys, a step gets its JSON."""
 
     def __str__(self) -> str:
         return json.dumps(self, sort_keys=True)
@@ -54,9 +56,14 @@ def _words(files: Any) -> str:
 
 
 def works(workflow: Any) -> bool:
-    """Whether the process that reads the Snakefile is about to run jobs (not a dry run, not a job's own process, not ours)."""
+    """Whether the process that reads the Snakefile is about to run jobs: no dry run, no job's own process, not ours."""
     _guard()
     return workflow.is_main_process and not workflow.output_settings.dryrun and NO_HOOKS not in os.environ
+
+
+def plans(workflow: Any) -> bool:
+    """Whether the process is a user's dry run."""
+    return workflow.is_main_process and workflow.output_settings.dryrun and NO_HOOKS not in os.environ
 
 
 def _guard() -> None:
@@ -91,7 +98,8 @@ class Graph:
 
     def __init__(self, workflow: Any) -> None:
         self._workflow = workflow
-        self.jobs = [_job(j) for level in workflow.dag.toposorted() for j in sorted(level, key=str) if j.output]
+        levels = ([_job(j) for j in level if j.output] for level in workflow.dag.toposorted())
+        self.jobs = [job for level in levels for job in sorted(level, key=lambda j: j.stage)]
 
     def stages(self) -> dict[str, RuleJob]:
         """Jobs by stage address, producers before consumers."""
@@ -136,13 +144,14 @@ def _job(job: Any) -> RuleJob:
 
 
 @contextlib.contextmanager
-def graph(targets: Iterable[str] = ()) -> Iterator[Graph]:
+def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
     """Load the Snakefile of the working directory and build its DAG; nothing is run."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import DAGSettings, ExecutionSettings, OutputSettings, Quietness, ResourceSettings
 
     _guard()
     os.environ[NO_HOOKS] = "1"
+    logging.getLogger("snakemake").setLevel(logging.WARNING)
     quiet = OutputSettings(quiet={Quietness.ALL}, log_handler_settings={}, dryrun=True)
     with SnakemakeApi(quiet) as api:
         loaded = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"))

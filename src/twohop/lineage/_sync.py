@@ -1,11 +1,13 @@
 """Keep Snakemake's and DVC's idea of "up to date" the same.
 
-`adopt` (DVC -> Snakemake, before a run): an output that dvc.lock knows but for which Snakemake has no good record is judged by
-DVC, by content. Clean: Snakemake's record is written from the current rule, and outputs are made no older than inputs. Changed:
-the record is poisoned, so that the job runs. `commit` (Snakemake -> DVC, after a run): outputs, deps and params of every
-finished stage are saved to dvc.lock and the cache; a stage that Snakemake would run again is left out, so that nothing stale
-is ever called up to date. Both begin with a check that reads file times only and imports neither engine.
+`adopt` (DVC -> Snakemake, before a run): an output that dvc.lock knows but for which Snakemake has no good record is
+judged by DVC, by content. Clean: Snakemake's record is written from the current rule, and outputs are made no older
+than inputs. Changed: the record is poisoned, so that the job runs. `commit` (Snakemake -> DVC, after a run): outputs,
+deps and params of every finished stage are saved to dvc.lock and the cache; a stage that Snakemake would run again is
+left out, so that nothing stale is ever called up to date. A run asks a cheap check first, which reads file times,
+neither engine.
 """
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 import contextlib
 import hashlib
@@ -13,7 +15,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,9 @@ log = logging.getLogger(__name__)
 class Outcome:
     """Stages that changed hands."""
 
-    adopted: list[str] = field(default_factory=list)
-    poisoned: list[str] = field(default_factory=list)
-    committed: list[str] = field(default_factory=list)
+    adopted: list[str] = field(default_factory=list[str])
+    poisoned: list[str] = field(default_factory=list[str])
+    committed: list[str] = field(default_factory=list[str])
 
 
 def uses_dvc() -> bool:
@@ -44,7 +46,7 @@ def uses_dvc() -> bool:
 
 
 def before_run() -> None:
-    """Adopt in a process of its own, when the cheap check asks for it (the caller is in the middle of reading the Snakefile)."""
+    """Adopt, when the cheap check asks for it; in a process of its own, as the caller is reading the Snakefile."""
     if uses_dvc() and needs_adoption():
         _call("adopt")
 
@@ -78,7 +80,7 @@ def _locked_stages() -> Iterable[dict[str, Any]]:
     if not _LOCK.exists():
         return ()
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(_LOCK.read_bytes(), Loader=loader).get("stages", {}).values()  # noqa: S506 - a safe loader
+    return yaml.load(_LOCK.read_bytes(), Loader=loader).get("stages", {}).values()
 
 
 def in_step() -> bool:
@@ -181,12 +183,16 @@ def _finished(g: Graph, job: RuleJob) -> bool:
 
 
 @contextlib.contextmanager
-def _dvc() -> Iterator[Any]:
+def _dvc() -> Generator[Any]:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    with Repo(_wait_for_lock=True) as repo, repo.lock:
-        yield repo
+    try:
+        with Repo(_wait_for_lock=True) as repo, repo.lock:
+            yield repo
+    except DvcException as error:
+        raise TwohopError(f"DVC: {error}", str(Path.cwd()), "mend it, then run `twohop sync`") from error
 
 
 def _stage(repo: Any, address: str) -> Any:

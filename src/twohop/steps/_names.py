@@ -36,8 +36,9 @@ class Declared:
 
 
 def summary_of(step: str) -> str:
-    """First line of the step module's docstring."""
-    return (ast.get_docstring(_tree(step)) or "").split("\n", 1)[0]
+    """First paragraph of the step module's docstring, on one line."""
+    paragraph = (ast.get_docstring(_tree(step)) or "").split("\n\n", 1)[0]
+    return " ".join(paragraph.removeprefix(f"Step {step}:").split())
 
 
 def declared(step: str) -> Declared:
