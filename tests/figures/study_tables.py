@@ -1,14 +1,21 @@
 """A small made-up study on disk, in the layout and the schemas of the real one."""
 
+import hashlib
+import io
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from PIL import Image
 
-from twohop.store import schemas, write_json, write_table
+from twohop.data import write_pictures
+from twohop.steps import plot_figures
+from twohop.steps._step import Job
+from twohop.store import read_table, schemas, write_json, write_table
 
+# ruff: noqa: E501 (tables read better in one line per case)
 N_LAYERS = 6
 RELATIONS = ("capital", "language")
 STYLES = {"1x1": "flag-icons", "noto_original": "noto"}
@@ -187,3 +194,66 @@ class _Maker:
                     }
                 )
         self.put("recovered", "recover_recall", model, rows)
+
+
+def write_pictures_of(root: Path, ids: list[str]) -> dict[str, tuple[Path, ...]]:
+    """The pictures that the questions show, with their manifest."""
+    files, rows = {}, []
+    for i, entity in enumerate(ids):
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (20 * i % 256, 90, 200)).save(buffer, format="PNG")
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        files[f"{digest}.png"] = buffer.getvalue()
+        rows.append({
+            "picture_id": f"{entity}/noto_original", "entity_id": entity, "art_source": "noto", "style": "noto_original", "licence": "MIT",
+            "author": "x", "source_page": "x", "locator": "x", "status": "ok", "reason": "", "file": f"{digest}.png", "sha256": digest,
+            "size_bytes": len(buffer.getvalue()), "width": 64, "height": 64,
+        })  # fmt: skip
+    pictures, manifest = root / "fetch_images" / "pictures.zip", root / "fetch_images" / "manifest.parquet"
+    pictures.parent.mkdir(parents=True, exist_ok=True)
+    write_pictures(pictures, files)
+    write_table(manifest, pl.DataFrame(rows, schema=schemas.MANIFEST), schemas.MANIFEST)
+    return {"pictures": (pictures,), "manifest": (manifest,)}
+
+
+def write_lineage(path: Path, step: str, model: str | None, made_by: str | None = None) -> Path:
+    """A lineage record as the runner leaves it."""
+    name = f"{step}-{model}"
+    read = {"name": "x", "path": "results/x", "sha256": "12" * 32, "run_id": made_by}
+    wrote = {"name": "y", "path": f"results/{step}/y", "sha256": "34" * 32, "bytes": 5}
+    record = {
+        "run_id": name, "step": step, "model": model, "params": {"seed": 0, "note": "</pre><script>alert(1)</script>"}, "inputs": [read],
+        "outputs": [wrote], "code": {}, "commit": "f" * 40, "dirty": False, "versions": {}, "platform": "x", "threads": 1,
+        "started": "2026-01-01T00:00:00+00:00", "seconds": 1.5, "peak_mib": 100.0, "summary": {"done": 3},
+    }  # fmt: skip
+    write_json(path, record)
+    return path
+
+
+def figure_job(root: Path, inputs: Mapping[str, tuple[Path, ...]]) -> Job:
+    """The job of plot_figures."""
+    params = {
+        "plot_figures": {"dpi": 50, "n_boot": 100, "seed": 0},
+        "models": MODELS,
+        "patch_activations.back_pairs": PAIRS,
+    }
+    outputs = {
+        name: root / "plot_figures" / (name.replace("_svg", ".svg").replace("_png", ".png"))
+        for name in plot_figures.STEP.outputs
+    }
+    outputs["summary"] = root / "plot_figures" / "summary.json"
+    return Job("plot_figures", None, params, inputs, outputs)
+
+
+def report_job(root: Path, inputs: Mapping[str, tuple[Path, ...]], figures: Job, max_answers: int = 50) -> Job:
+    """The job of render_report, after that of plot_figures."""
+    ids = read_table(inputs["entities"][0], schemas.ENTITIES)["entity_id"].to_list()
+    pictures = write_pictures_of(root, ids)
+    lineages = (
+        write_lineage(root / "prepare_model" / "lm" / "lineage.json", "prepare_model", "lm"),
+        write_lineage(root / "run_benchmark" / "lm" / "lineage.json", "run_benchmark", "lm", "prepare_model-lm"),
+    )
+    paths = tuple(p for n, p in figures.outputs.items() if n != "summary")
+    given = {**inputs, **pictures, "summary": (figures.outputs["summary"],), "figures": paths, "lineages": lineages}
+    params = {"render_report": {"title": "Where <is> it lost?", "max_answers": max_answers}, "models": MODELS}
+    return Job("render_report", None, params, given, {"report": root / "render_report" / "report.html"})

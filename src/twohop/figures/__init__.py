@@ -1,10 +1,11 @@
 """Figures and the numbers they show: the tables of a study, its summary, seven figures captions from numbers."""
 
+from twohop.figures import words
 from twohop.figures._captions import CAPTIONS, vlms
 from twohop.figures._draw import FIGURES, INTERVENTIONS, STRATEGIES
 from twohop.figures._look import save, styled
 from twohop.figures._study import Study, load_study
-from twohop.figures._summary import CONDITIONS, pair, summarise
+from twohop.figures._summary import CONDITIONS, pair, restore_order, summarise
 
 __all__ = [
     "CAPTIONS",
@@ -15,8 +16,10 @@ __all__ = [
     "Study",
     "load_study",
     "pair",
+    "restore_order",
     "save",
     "styled",
     "summarise",
     "vlms",
+    "words",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twohop.figures import _words as w
+from twohop.figures import words as w
 
 Record = Mapping[str, Any]
 

@@ -20,6 +20,17 @@ from twohop.figures._study import Study
 Record = dict[str, Any]
 CONDITIONS = {"backbone": "backbone, name", "text": "VLM, name", "image": "VLM, picture", "blank": "VLM, blank picture"}
 """Condition of a paired answer: how it is called."""
+_PER_MODEL = (
+    "models",
+    "accuracy",
+    "degradation",
+    "recognition",
+    "attribution",
+    "profiles",
+    "patching",
+    "probes",
+    "recovery",
+)
 RESOLVED_SHARE = 0.9
 """A model knows what it sees from the first layer whose probe reaches this share of its best (study, section 5)."""
 
@@ -37,6 +48,7 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
     seen = {m: pair(study, m) for m in study.names("vlm", "control")}
     first = next(iter(seen.values()))
     return {
+        "order": list(study.models),
         "held_out": {"style": style, "art_source": source},
         "n_entities": first["entity_id"].n_unique(),
         "n_questions": first.height,
@@ -51,6 +63,12 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
         "probes": {m: _probes(study, m) for m in study.curves},
         "recovery": {m: _recovery(study, m, n_boot, seed) for m in study.recovered},
     }
+
+
+def restore_order(summary: Mapping[str, Any]) -> Record:
+    """The summary with models in the catalogue's order again (JSON files are written with sorted keys)."""
+    order: list[str] = summary["order"]
+    return {**summary, **{k: {m: summary[k][m] for m in order if m in summary[k]} for k in _PER_MODEL}}
 
 
 def pair(study: Study, model: str) -> pl.DataFrame:

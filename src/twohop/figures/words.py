@@ -56,4 +56,4 @@ def listed(parts: Sequence[str]) -> str:
 
 def small(n_entities: int | None) -> str:
     """A warning when an estimate rests on few entities."""
-    return f" (only {n_entities} entities)" if n_entities is not None and n_entities < FEW_ENTITIES else ""
+    return f", only {n_entities} entities" if n_entities is not None and n_entities < FEW_ENTITIES else ""
