@@ -1,0 +1,166 @@
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import tiny_patching
+import torch
+from tiny_patching import LAYERS, Study
+
+from twohop.errors import DataError
+from twohop.models import Patch, Site
+from twohop.steps import score_attribution
+from twohop.steps.score_attribution import KINDS
+from twohop.store import read_json, read_table, schemas, write_table
+
+PARAMS = {"max_examples": 8, "steps": 1, "batch": 3, "validate_examples": 2, "validate_layer_stride": 2, "seed": 0}
+INPUTS = {"questions": "questions.parquet", "manifest": "manifest.parquet", "pictures": "pictures.zip"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWOHOP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield tiny_patching.build(tmp_path_factory.mktemp("study"))
+
+
+def scored(study: Study, work: Path, model: str = "tiny-vlm", **params: int):
+    job = study.job("score_attribution", model, PARAMS | params, INPUTS | {"card": f"{model}-card.json"}, work)
+    return job, score_attribution.run(job)
+
+
+@pytest.fixture(scope="module")
+def done(study: Study, tmp_path_factory: pytest.TempPathFactory):
+    job, summary = scored(study, tmp_path_factory.mktemp("done"))
+    return job, summary
+
+
+def test_every_node_of_both_runs_is_scored(done):
+    job, summary = done
+    scores = read_table(job.output("scores"), schemas.SCORES)
+    for run, groups in (
+        ("text", {"entity", "entity_last", "question", "last"}),
+        ("image", {"image", "image_last", "question", "last"}),
+    ):
+        nodes = set(scores.filter(pl.col("run") == run).select("kind", "layer", "group").iter_rows())
+        assert nodes == {(k, layer, g) for k in KINDS for layer in range(LAYERS) for g in groups}
+    assert set(scores["n_examples"].to_list()) == {8}
+    assert (scores["mean_abs"] >= scores["mean_signed"].abs() - 1e-12).all()
+    assert float(scores["mean_abs"].max()) > 0
+    assert summary["questions"] == 8
+
+
+def test_validation_is_what_patching_one_node_changes(study: Study, done):
+    job, _ = done
+    checked = read_table(job.output("validation"), schemas.VALIDATION)
+    assert checked.height == 2 * 2 * len(KINDS) * (LAYERS // 2) * 4
+    row = checked.filter((pl.col("run") == "image") & (pl.col("group") == "image")).row(0, named=True)
+    site = Site(row["kind"], row["layer"])
+    twin = dict(study.questions.select("question_id", "corrupted_id").iter_rows())[row["question_id"]]
+    clean, other = (study.vlm.batch([study.prompt(i, "image")]) for i in (row["question_id"], twin))
+    values = study.vlm.run(other, capture=[site]).activations[site][other.groups["image"]]
+    with_patch = study.vlm.run(clean, patches=[Patch(site, clean.groups["image"], values)]).logits
+    m = lambda logits: float(logits[0, 40] - logits[0, 41])  # noqa: E731
+    assert row["patched"] == pytest.approx(m(with_patch) - m(study.vlm.run(clean).logits), abs=1e-4)
+
+
+def test_first_order_estimate_agrees_with_patching_at_the_end_of_the_network(done):
+    job, _ = done
+    # resid_post at `last` behind the last scored layer is all that the logits see there: close to linear
+    checked = read_table(job.output("validation"), schemas.VALIDATION)
+    late = checked.filter((pl.col("kind") == "mlp_write") & (pl.col("layer") == 2))
+    pair = np.corrcoef(late["attributed"].to_numpy(), late["patched"].to_numpy())
+    assert pair[0, 1] > 0.8
+
+
+def test_spans_cover_picture_and_question(study: Study, done):
+    job, _ = done
+    spans = read_table(job.output("spans"), schemas.SPANS)
+    assert spans.height == 8 * LAYERS
+    for q, layer, scores in spans.iter_rows():
+        batch = study.vlm.batch([study.prompt(q, "image")])
+        assert len(scores) == batch.groups["last"].shape[1] - batch.spans[0][0]
+        assert min(scores) >= 0
+        if layer == LAYERS - 1:  # only the last position can still reach the answer
+            assert max(scores[:-1]) == 0.0
+            assert scores[-1] > 0.0
+
+
+def test_spans_are_the_absolute_scores_of_positions(study: Study, done):
+    job, _ = done
+    q, layer, scores = read_table(job.output("spans"), schemas.SPANS).row(0)
+    site = Site("mlp_write", layer)
+    twin = dict(study.questions.select("question_id", "corrupted_id").iter_rows())[q]
+    clean, other = (study.vlm.batch([study.prompt(i, "image")]) for i in (q, twin))
+    run = study.vlm.run(clean, capture=[site], grad=True)
+    (run.logits[0, 40] - run.logits[0, 41]).backward()
+    a = run.activations[site]
+    expected = ((study.vlm.run(other, capture=[site]).activations[site] - a.detach()) * a.grad).sum(-1)[0].abs()
+    assert np.allclose(scores, expected[clean.spans[0][0] :].numpy(), atol=1e-5)
+
+
+def test_metrics_say_how_far_to_trust_the_scores(done):
+    metrics = read_json(done[0].output("metrics"))
+    assert set(metrics) == {"text", "image"}
+    for part in metrics.values():
+        assert sum(part["share_by_component"].values()) == pytest.approx(1.0)
+        assert 0 <= part["mlp_centre"] <= 1
+        assert part["validation"]["mlp_write"]["n"] == 2 * (LAYERS // 2) * 4
+        assert -1 <= part["validation"]["mlp_write"]["pearson"] <= 1
+        assert part["n_examples"] == 8
+        assert part["clean_metric"] != part["corrupted_metric"]
+
+
+def test_backbone_has_a_text_run_only(study: Study, tmp_path: Path):
+    job, summary = scored(study, tmp_path, "tiny-llm")
+    assert set(read_table(job.output("scores"), schemas.SCORES)["run"].to_list()) == {"text"}
+    assert read_table(job.output("spans"), schemas.SPANS).is_empty()
+    assert summary["runs"] == 1
+
+
+def test_same_eyes_same_words(study: Study, done, tmp_path: Path):
+    """The VLM's language model is the backbone's, so their text runs score alike."""
+    other, _ = scored(study, tmp_path, "tiny-llm")
+    texts = [read_table(j.output("scores"), schemas.SCORES).filter(pl.col("run") == "text") for j in (done[0], other)]
+    assert np.allclose(texts[0]["mean_signed"].to_numpy(), texts[1]["mean_signed"].to_numpy(), atol=1e-5)
+
+
+def test_batch_size_changes_nothing(study: Study, done, tmp_path: Path):
+    other, _ = scored(study, tmp_path, batch=8)
+    tables = [read_table(j.output("scores"), schemas.SCORES) for j in (done[0], other)]
+    assert np.allclose(tables[0]["mean_signed"].to_numpy(), tables[1]["mean_signed"].to_numpy(), atol=1e-4)
+
+
+def test_integrated_gradients_differ_from_the_plain_gradient(study: Study, done, tmp_path: Path):
+    other, _ = scored(study, tmp_path, steps=4)
+    tables = [read_table(j.output("scores"), schemas.SCORES)["mean_signed"].to_numpy() for j in (done[0], other)]
+    assert np.isfinite(tables[1]).all()
+    assert not np.allclose(tables[0], tables[1], atol=1e-4)
+
+
+def test_x06_attribution_of_a_real_model_equals_finite_differences(study: Study):
+    q = study.questions.filter(pl.col("corrupted_id").is_not_null())["question_id"][0]
+    site = Site("mlp_write", 1)
+    batch = study.vlm.batch([study.prompt(q, "image")])
+    where = batch.groups["image"]
+    run = study.vlm.run(batch, capture=[site], grad=True)
+    (run.logits[0, 40] - run.logits[0, 41]).backward()
+    a = run.activations[site]
+    assert a.grad is not None
+    step = 1e-2 * torch.randn(a[where].shape, generator=torch.Generator().manual_seed(0))
+    moved = [study.vlm.run(batch, patches=[Patch(site, where, (a.detach()[where] + s * step))]).logits for s in (1, -1)]
+    change = [float(x[0, 40] - x[0, 41]) for x in moved]
+    assert (change[0] - change[1]) / 2 == pytest.approx(float((a.grad[where] * step).sum()), rel=1e-2, abs=1e-5)
+
+
+def test_no_twins_is_a_clear_error(study: Study, tmp_path: Path):
+    none = study.questions.with_columns(pl.lit(None, pl.String).alias("corrupted_id"))
+    write_table(tmp_path / "questions.parquet", none, schemas.QUESTIONS)
+    inputs = INPUTS | {"card": "tiny-vlm-card.json", "questions": str(tmp_path / "questions.parquet")}
+    with pytest.raises(DataError, match="no question has a corrupted twin"):
+        score_attribution.run(study.job("score_attribution", "tiny-vlm", PARAMS, inputs, tmp_path))
+
+
+def test_declared_outputs_are_written(done):
+    job, _ = done
+    assert all(job.output(name).exists() for name in score_attribution.STEP.outputs)
