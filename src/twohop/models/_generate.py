@@ -155,7 +155,7 @@ def _continue(
     out = model.net(
         input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    return out.logits.float()
+    return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
 
 
 def _rows(cache: Any, index: Int[Tensor, " rows"]) -> Any:

@@ -26,7 +26,7 @@ class Run:
     """What one forward pass gave."""
 
     logits: Float[Tensor, "batch vocab"]
-    """At `last`, float32."""
+    """At `last`, at least float32."""
     activations: dict[Site, Float[Tensor, "batch seq d_model"]]
 
 
@@ -124,7 +124,9 @@ class Model:
 
     def embed(self, batch: Batch) -> Float[Tensor, "batch seq d_model"]:
         """Token embeddings with the pictures' features in place."""
-        embeds = self.net.get_input_embeddings()(batch.input_ids)
+        # Gemma-3's image id is no row of the table
+        ids = batch.input_ids.masked_fill(batch.groups["image"], self.pad_id)
+        embeds = self.net.get_input_embeddings()(ids)
         if batch.pictures is not None:
             embeds = embeds.clone()
             embeds[batch.groups["image"]] = batch.pictures.to(embeds)
@@ -143,7 +145,7 @@ class Model:
             **batch.extra,
         )
         logits = out.logits[:, -1] if at_end else out.logits[batch.groups["last"]]
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def run(
         self, batch: Batch, capture: Collection[Site] = (), patches: Sequence[Patch] = (), grad: bool = False

@@ -1,0 +1,372 @@
+"""The contract of sites and hooks, on a tiny model of every family (promises X1 to X8)."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import BUILDERS, Case, case
+from torch import nn
+
+from twohop.errors import ModelError
+from twohop.models import KINDS, Batch, Model, Patch, Prompt, Site
+from twohop.models._sites import Tap
+
+NAMES = list(BUILDERS)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tiny(request: pytest.FixtureRequest) -> Case:
+    torch.set_num_threads(1)
+    return case(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Case:
+    return case("llama")
+
+
+def sites(tiny: Case) -> list[Site]:
+    """Every site that the run passes through."""
+    layers = [n for n in range(tiny.model.n_layers) if n not in tiny.cross_layers]
+    return [Site("resid_post", -1), *(Site(kind, n) for kind in KINDS for n in layers)]
+
+
+def everywhere(batch: Batch) -> torch.Tensor:
+    return torch.ones_like(batch.attention_mask, dtype=torch.bool)
+
+
+def n_hooks(model: Model) -> int:
+    modules: list[nn.Module] = list(model.net.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+# --- X1 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_x01_every_site_fires_once_with_the_right_shape(tiny: Case) -> None:
+    run = tiny.model.run(tiny.clean, sites(tiny))
+    assert set(run.activations) == set(sites(tiny))
+    for values in run.activations.values():
+        assert values.shape == (*tiny.clean.input_ids.shape, tiny.model.d_model)
+
+
+@pytest.mark.parametrize(
+    ("tap", "why"),
+    [
+        (lambda m: Tap(m.decoder.layers[0].self_attn), "met tuple where"),
+        (lambda m: Tap(m.decoder.layers[0].self_attn.k_proj), "was expected"),
+        (lambda m: Tap(m.net.lm_head), "was expected"),
+        (lambda m: Tap(m.decoder.layers[0].mlp, item=0), "where a tuple was expected"),
+        (lambda m: Tap(nn.Linear(2, 2)), "did not fire"),
+    ],
+)
+def test_x01_wrong_module_is_an_error(llama: Case, monkeypatch: pytest.MonkeyPatch, tap: Any, why: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(llama.model.decoder, "tap", lambda _site: tap(llama.model))
+        with pytest.raises(ModelError, match=why):
+            llama.model.run(llama.clean, [Site("mlp_write", 0)])
+    assert n_hooks(llama.model) == 0
+
+
+def test_x01_second_firing_is_an_error() -> None:
+    tiny = case("llama")
+    tiny.model.decoder.layers[1].mlp = tiny.model.decoder.layers[0].mlp
+    with pytest.raises(ModelError, match="fired twice"):
+        tiny.model.run(tiny.clean, [Site("mlp_write", 0)])
+
+
+@pytest.mark.parametrize("site", [Site("resid_post", 4), Site("mlp_write", -1), Site("attn_write", 99)])
+def test_b05_site_that_the_model_does_not_have_is_refused(llama: Case, site: Site) -> None:
+    with pytest.raises(ModelError, match="no site"):
+        llama.model.run(llama.clean, [site])
+    with pytest.raises(ModelError, match="no site"):
+        llama.model.run(llama.clean, patches=[Patch(site, everywhere(llama.clean), torch.zeros(1, 32))])
+
+
+def test_x01_patch_of_another_size_is_refused(llama: Case) -> None:
+    where = llama.clean.groups["entity"]
+    for values, mask in (
+        (torch.zeros(1, 32), where),
+        (torch.zeros(int(where.sum()), 31), where),
+        (torch.zeros(int(where.sum()), 32), where[:, 1:]),
+    ):
+        with pytest.raises(ModelError, match="patch of"):
+            llama.model.run(llama.clean, patches=[Patch(Site("mlp_write", 1), mask, values)])
+
+
+# --- X2 ---------------------------------------------------------------------------------------------------------------
+
+
+def prompts(tiny: Case, name: str) -> list[Prompt]:
+    texts = (". The", ". The capital of this country is", ". The official language")
+    if "image" in name and name != "mllama-image":
+        draw = torch.Generator().manual_seed(1)
+        size = (3, tiny.model.n_image_tokens, tiny.model.d_model)
+        seen = torch.randn(size, generator=draw, dtype=tiny.model.dtype)
+        return [Prompt("Consider the country ", None, t, p) for t, p in zip(texts, seen, strict=True)]
+    return [Prompt("Consider the country ", n, t) for n, t in zip(("France", "Kenya", "Japan"), texts, strict=True)]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "mllama-image"])
+def test_x02_alone_and_padded_on_either_side_give_the_same(name: str) -> None:
+    tiny = case(name)
+    wanted = [s for s in sites(tiny) if s.layer in (-1, 0, 2)]
+    asked = prompts(tiny, name)
+    left, right = tiny.model.batch(asked), tiny.model.batch(asked, side="right")
+    assert (left.attention_mask[:, 0] == 0).any()
+    assert (right.attention_mask[:, -1] == 0).any()
+    runs = {"left": (left, tiny.model.run(left, wanted)), "right": (right, tiny.model.run(right, wanted))}
+    for i, prompt in enumerate(asked):
+        alone = tiny.model.batch([prompt])
+        one = tiny.model.run(alone, wanted)
+        for batch, run in runs.values():
+            torch.testing.assert_close(run.logits[i], one.logits[0], atol=1e-4, rtol=1e-4)
+            real = batch.attention_mask[i].bool()
+            for site in wanted:
+                torch.testing.assert_close(
+                    run.activations[site][i][real], one.activations[site][0], atol=1e-4, rtol=1e-4
+                )
+            for group, mask in batch.groups.items():
+                assert torch.equal(mask[i][real], alone.groups[group][0])
+
+
+# --- X3 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_x03_clean_into_clean_changes_nothing(tiny: Case) -> None:
+    run = tiny.model.run(tiny.clean, sites(tiny))
+    for site, values in run.activations.items():
+        patch = Patch(site, everywhere(tiny.clean), values.flatten(0, 1))
+        again = tiny.model.run(tiny.clean, [site], [patch])
+        if tiny.model.decoder.tap(site).gate is None:
+            assert torch.equal(again.logits, run.logits), site
+            assert torch.equal(again.activations[site], values), site
+        else:  # divided by the gate and multiplied again: one rounding
+            torch.testing.assert_close(again.logits, run.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_x03_all_of_a_layer_reproduces_the_donor(tiny: Case) -> None:
+    donor = tiny.model.run(tiny.corrupted, sites(tiny))
+    receiver = tiny.clean
+    if tiny.clean.extra.get("cross_attention_states") is not None:
+        # what the later layers attend to is an input of its own: the donor's
+        receiver = Batch(**{**tiny.clean.__dict__, "extra": tiny.corrupted.extra})
+    plain = tiny.model.run(receiver)
+    assert (plain.logits - donor.logits).abs().max() > 1e-2
+    for site in sites(tiny):
+        if site.kind == "resid_post":
+            patch = Patch(site, everywhere(receiver), donor.activations[site].flatten(0, 1))
+            again = tiny.model.run(receiver, patches=[patch])
+            assert torch.equal(again.logits, donor.logits), site
+
+
+def test_x03_patch_reaches_its_positions_only(tiny: Case) -> None:
+    site = Site("mlp_write", 2)
+    where = tiny.clean.groups["question"]
+    values = torch.randn(int(where.sum()), tiny.model.d_model, dtype=tiny.model.dtype)
+    before = tiny.model.run(tiny.clean, [site]).activations[site]
+    after = tiny.model.run(tiny.clean, [site], [Patch(site, where, values)]).activations[site]
+    torch.testing.assert_close(after[where], values, atol=1e-9, rtol=1e-9)
+    assert torch.equal(after[~where], before[~where])
+
+
+def test_later_patch_of_a_site_sees_the_earlier_one(llama: Case) -> None:
+    site, where = Site("resid_post", 1), llama.clean.groups["last"]
+    first, second = (torch.full((2, 32), x, dtype=llama.model.dtype) for x in (1.0, 2.0))
+    run = llama.model.run(llama.clean, [site], [Patch(site, where, first), Patch(site, where, second)])
+    assert torch.equal(run.activations[site][where], second)
+
+
+# --- X4 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_x04_hooks_are_gone_after_an_exception(tiny: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    before = n_hooks(tiny.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.model.decoder.layers[2], "forward", broken)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            tiny.model.run(tiny.clean, sites(tiny))
+        with pytest.raises(RuntimeError, match="in the middle"):
+            tiny.model.generate(tiny.clean, 2)
+    assert n_hooks(tiny.model) == before == 0
+
+
+# --- X5 ---------------------------------------------------------------------------------------------------------------
+
+
+def nnsight_values(tiny: Case, reach: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value of a module's output and the gradient of logit 7's sum over rows with respect to it, by nnsight."""
+    from nnsight import NNsight
+
+    model = tiny.model
+    tracer = NNsight(model.net)
+    embeds = model.embed(tiny.clean).detach().requires_grad_()
+    kwargs = {
+        "inputs_embeds": embeds,
+        "attention_mask": tiny.clean.attention_mask,
+        "position_ids": tiny.clean.position_ids,
+        **tiny.clean.extra,
+    }
+    with tracer.trace(**kwargs):
+        value = reach(tracer, layer).save()
+        total = tracer.output.logits[:, -1, 7].sum()
+        with total.backward():
+            grad = value.grad.save()
+    return value.detach(), grad
+
+
+def decoder_of(tiny: Case, tracer: Any) -> Any:
+    return tracer.model if tiny.model.card.family == "llama" else tracer.model.language_model
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("mllama")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_x05_values_and_gradients_equal_nnsight(name: str, kind: Any) -> None:
+    tiny = case(name)
+    gemma = tiny.model.card.family == "gemma3"
+
+    def reach(tracer: Any, layer: int) -> Any:
+        block = decoder_of(tiny, tracer).layers[layer]
+        if kind == "resid_post":
+            return block.output
+        if kind == "mlp_write":
+            return block.post_feedforward_layernorm.output if gemma else block.mlp.output
+        return block.post_attention_layernorm.output if gemma else block.self_attn.output[0]
+
+    site = Site(kind, 1)
+    run = tiny.model.run(tiny.clean, [site], grad=True)
+    run.logits[:, 7].sum().backward()
+    mine = run.activations[site]
+    value, grad = nnsight_values(tiny, reach, 1)
+    torch.testing.assert_close(mine.detach(), value)
+    torch.testing.assert_close(mine.grad, grad)
+    assert mine.grad is not None
+    assert mine.grad.abs().max() > 0
+    assert all(p.grad is None for p in tiny.model.net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "gate"), [("mlp_write", "mlp", "mlp"), ("attn_write", "cross_attn", "attn")]
+)
+def test_x05_gated_writes_equal_nnsight(kind: Any, module: str, gate: str) -> None:
+    tiny = case("mllama-image")
+
+    def reach(tracer: Any, layer: int) -> Any:
+        out = getattr(tracer.model.language_model.layers[layer], module).output
+        return out[0] if kind == "attn_write" else out
+
+    value, grad = nnsight_values(tiny, reach, 3)
+    scale = torch.tanh(getattr(tiny.model.decoder.layers[3], f"cross_attn_{gate}_gate")).detach()
+    assert scale.abs() > 1e-3
+    site = Site(kind, 3)
+    run = tiny.model.run(tiny.clean, [site], grad=True)
+    run.logits[:, 7].sum().backward()
+    torch.testing.assert_close(run.activations[site].detach(), value * scale)
+    torch.testing.assert_close(run.activations[site].grad, grad / scale, atol=1e-6, rtol=1e-4)
+
+
+# --- X6 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_x06_attribution_equals_finite_differences(tiny: Case) -> None:
+    draw = torch.Generator().manual_seed(3)
+    run = tiny.model.run(tiny.clean, sites(tiny), grad=True)
+    (run.logits[:, 7] - run.logits[:, 9]).sum().backward()
+    for site, values in run.activations.items():
+        if site.layer not in (-1, 1, 2):
+            continue
+        clean = values.detach()
+        delta = torch.randn(clean.shape, generator=draw, dtype=clean.dtype) * tiny.clean.attention_mask[..., None]
+        assert values.grad is not None
+        predicted = float((delta * values.grad).sum())
+        metrics: list[float] = []
+        for step in (1e-3, -1e-3):
+            patch = Patch(site, everywhere(tiny.clean), (clean + step * delta).flatten(0, 1))
+            logits = tiny.model.run(tiny.clean, patches=[patch]).logits
+            metrics.append(float((logits[:, 7] - logits[:, 9]).sum()))
+        measured = (metrics[0] - metrics[1]) / 2e-3
+        assert measured == pytest.approx(predicted, rel=2e-2, abs=2e-2), site
+
+
+def test_x06_the_two_writes_are_what_the_residual_gains(tiny: Case) -> None:
+    run = tiny.model.run(tiny.clean, sites(tiny))
+    layers = [s.layer for s in sites(tiny) if s.kind == "resid_post"]
+    for before, layer in pairwise(layers):
+        gained = run.activations[Site("resid_post", layer)] - run.activations[Site("resid_post", before)]
+        written = run.activations[Site("mlp_write", layer)] + run.activations[Site("attn_write", layer)]
+        torch.testing.assert_close(gained, written, atol=1e-5, rtol=1e-5)
+        assert written.abs().max() > 1e-2
+
+
+# --- X7, X8, X9 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_x07_text_runs_skip_cross_layers_and_say_so(kind: Any) -> None:
+    text, crossed = case("mllama-text"), case("mllama-image")
+    with pytest.raises(ModelError, match="did not fire"):
+        text.model.run(text.clean, [Site(kind, 1)])
+    assert Site(kind, 1) in crossed.model.run(crossed.clean, [Site(kind, 1)]).activations
+
+
+def test_x07_activations_are_keyed_by_layer_index() -> None:
+    tiny = case("mllama-text")
+    wanted = [Site("resid_post", 0), Site("resid_post", 2)]
+    run = tiny.model.run(tiny.clean, wanted)
+    hidden = tiny.model.net.model.language_model(
+        inputs_embeds=tiny.model.embed(tiny.clean),
+        attention_mask=tiny.clean.attention_mask,
+        position_ids=tiny.clean.position_ids,
+        output_hidden_states=True,
+    ).hidden_states
+    assert len(hidden) < tiny.model.n_layers + 1  # so an index into that list would be another layer's
+    assert torch.equal(run.activations[Site("resid_post", 0)], hidden[1])
+
+
+def test_x07_closed_gate_cannot_be_patched() -> None:
+    tiny = case("mllama-image")
+    tiny.model.decoder.layers[1].cross_attn_mlp_gate.data.zero_()
+    site = Site("mlp_write", 1)
+    values = torch.zeros(tiny.clean.input_ids.numel(), 32)
+    with pytest.raises(ModelError, match="gate"):
+        tiny.model.run(tiny.clean, patches=[Patch(site, everywhere(tiny.clean), values)])
+
+
+def test_x08_last_residual_is_before_the_final_norm(tiny: Case) -> None:
+    site = Site("resid_post", max(s.layer for s in sites(tiny)))
+    run = tiny.model.run(tiny.clean, [site])
+    normed = tiny.model.decoder.stack.norm(run.activations[site])
+    logits = tiny.model.net.lm_head(normed[:, -1])
+    torch.testing.assert_close(logits.to(run.logits), run.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_x09_picture_tokens_of_gemma_see_each_other() -> None:
+    tiny = case("gemma3-image")
+    assert set(tiny.clean.extra) == {"token_type_ids"}
+    assert torch.equal(tiny.clean.extra["token_type_ids"].bool(), tiny.clean.groups["image"])
+    causal = Batch(**{**tiny.clean.__dict__, "extra": {}})
+    site = Site("attn_write", 0)
+    two_ways, one_way = (tiny.model.run(b, [site]).activations[site] for b in (tiny.clean, causal))
+    start, end = tiny.clean.spans[0]
+    assert (two_ways - one_way)[0, start : end - 1].abs().max() > 1e-3
+    assert (two_ways - one_way)[0, :start].abs().max() < 1e-6
+
+
+def test_unknown_family_is_refused() -> None:
+    from twohop.models._sites import Decoder
+
+    with pytest.raises(ModelError, match="unknown family 'bert'"):
+        Decoder(nn.Linear(1, 1), "bert")
+
+
+def test_stack_that_is_not_what_the_config_says_is_refused() -> None:
+    from twohop.models._sites import Decoder
+
+    tiny = case("llama")
+    tiny.model.net.config.num_hidden_layers = 5
+    with pytest.raises(ModelError, match="the config says 5"):
+        Decoder(tiny.model.net, "llama")
