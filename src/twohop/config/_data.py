@@ -18,7 +18,7 @@ class CurateEntities(Section):
     source: Literal["flags"]
     """Table of entities; `flags` is the embedded one."""
     n_entities: int = Field(ge=4, le=193)
-    """Entities to evaluate, drawn without replacement from those whose picture is unique."""
+    """Entities to evaluate, drawn without replacement from those with a unique picture and facts that can be asked."""
     relations: list[Relation] = Field(min_length=1)
     """What is asked about every entity."""
     seed: int = Field(ge=0)

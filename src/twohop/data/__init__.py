@@ -1,20 +1,15 @@
 """Entity tables, facts and pictures: where they come from, how they are checked and read."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from twohop.data._augment import augment
 from twohop.data._fetch import fetch_picture
-from twohop.data._flags import FlagsSource
 from twohop.data._names import fold, gives_away, spellings
 from twohop.data._pairing import Twin, can_pair, draw_entities, folded_answers, pair_questions, split_entities
 from twohop.data._pictures import Pictures, decode_picture, open_pictures, write_pictures
+from twohop.data._registry import SOURCES
 from twohop.data._render import render_flag
 from twohop.data._source import EntityRecord, FactRecord, PictureRecord, Source
 from twohop.data._tables import check_entities, check_facts
-
-SOURCES: Mapping[str, type[Source]] = MappingProxyType({"flags": FlagsSource})
-"""Name in params.yaml -> source."""
+from twohop.data.flags import FlagsSource
 
 __all__ = [
     "SOURCES",

@@ -1,6 +1,6 @@
 import numpy as np
 
-from twohop.data._look_alikes import THUMB_PX, close_pairs, look_alikes, same_in_two_sources
+from twohop.data.flags._look_alikes import THUMB_PX, close_pairs, look_alikes, same_in_two_sources
 
 
 def flat(*levels):

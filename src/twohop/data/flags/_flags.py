@@ -17,10 +17,10 @@ from babel import Locale
 from babel.core import get_global
 from babel.numbers import get_currency_name, get_territory_currencies
 
-from twohop.data._look_alikes import look_alikes, same_in_two_sources
 from twohop.data._names import gives_away, spellings
 from twohop.data._payload import payload
 from twohop.data._source import EntityRecord, FactRecord, PictureRecord
+from twohop.data.flags._look_alikes import look_alikes, same_in_two_sources
 from twohop.errors import DataError
 
 CLDR_DAY = date(2026, 1, 1)
@@ -53,10 +53,9 @@ class FlagsSource:
 
     def entities(self) -> Iterable[EntityRecord]:
         """One record per state, by ISO code; look-alikes are measured on the pictures themselves."""
-        alike = look_alikes(state_codes())
         for code in state_codes():
             names = state_names(code)
-            groups = tuple(entity_id(other) for other in alike[code])
+            groups = tuple(entity_id(other) for other in _alike()[code])
             yield EntityRecord(entity_id(code), names[0], names, "country", groups)
 
     def facts(self, relations: Sequence[str]) -> Iterator[FactRecord]:
@@ -73,8 +72,7 @@ class FlagsSource:
 
     def repeated(self) -> frozenset[str]:
         """States whose flag two art sources draw alike to the pixel, e.g. Switzerland in `1x1` and `noto_original`."""
-        sources = {style: art for style, (art, *_) in ART.items()}
-        return frozenset(entity_id(code) for code in state_codes() if same_in_two_sources(code, sources))
+        return _repeated()
 
     def pictures(self) -> Iterator[PictureRecord]:
         """Six renderings of every flag."""
@@ -98,8 +96,21 @@ def entity_id(code: str) -> str:
 
 
 @functools.cache
+def _alike() -> dict[str, tuple[str, ...]]:
+    return look_alikes(state_codes())
+
+
+@functools.cache
+def _repeated() -> frozenset[str]:
+    sources = {style: art for style, (art, *_) in ART.items()}
+    return frozenset(entity_id(code) for code in state_codes() if same_in_two_sources(code, sources))
+
+
+@functools.cache
 def _states() -> dict[str, Any]:
-    return json.loads(resources.files("twohop.data").joinpath("sovereign_states.json").read_text(encoding="utf-8"))
+    return json.loads(
+        resources.files("twohop.data.flags").joinpath("sovereign_states.json").read_text(encoding="utf-8")
+    )
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from twohop.data import FlagsSource, fold
-from twohop.data._flags import ART, state_codes, state_names
+from twohop.data.flags._flags import ART, state_codes, state_names
 from twohop.errors import DataError
 
 RELATIONS = ["capital", "continent", "language", "currency"]
