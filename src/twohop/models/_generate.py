@@ -96,7 +96,7 @@ def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
 
 def _name_ids(model: "Model", names: Sequence[str]) -> list[list[int]]:
     ids = [model.tokenize(f" {name}") for name in names]
-    if not ids or not all(ids):
+    if not ids or not all(name.strip() for name in names):
         raise ModelError("no names, or an empty one", model.name, "give names of visible characters")
     return ids
 

@@ -100,11 +100,16 @@ class Tokens:
         ids = list(made["input_ids"])
         if prompt.entity is None:
             return _nonempty(Encoded(ids, 0, 0))
-        low, high = len(prompt.before), len(prompt.before) + len(name)
-        inside = [i for i, (a, b) in enumerate(made["offset_mapping"]) if a < high and b > low]
-        if not inside:
+        low, high = len(prompt.before.removesuffix(" ")), len(prompt.before) + len(name)
+        offsets: list[tuple[int, int]] = list(made["offset_mapping"])
+        inside = [i for i, (a, b) in enumerate(offsets) if a < high and b > low]
+        if not name.strip() or not inside:
             raise ModelError("the name has no tokens in its prompt", repr(name), "give a name of visible characters")
-        return Encoded(ids, inside[0], inside[-1] + 1)
+        start = inside[0]
+        # some tokenizers trim a token that is a space alone to no width at all
+        while start and offsets[start - 1][0] == offsets[start - 1][1] >= low > 0:
+            start -= 1
+        return Encoded(ids, start, inside[-1] + 1)
 
     def _encode_picture(self, prompt: Prompt) -> Encoded:
         if self.image_token_id is None:
