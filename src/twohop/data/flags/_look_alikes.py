@@ -64,10 +64,9 @@ def same_in_two_sources(code: str, sources: Mapping[str, str]) -> bool:
         code: ISO code.
         sources: style -> art source.
     """
-    seen = {s: np.asarray(draw(flag_drawing(code, s), CANVAS_PX, NEUTRAL), dtype=np.float64).ravel() for s in sources}
-    far = SAME_PICTURE * np.sqrt(3) * CANVAS_PX
+    seen = {s: np.asarray(draw(flag_drawing(code, s), CANVAS_PX, NEUTRAL), dtype=np.float64) for s in sources}
     return any(
-        sources[a] != sources[b] and np.linalg.norm(seen[a] - seen[b]) < far
+        sources[a] != sources[b] and bool(np.mean((seen[a] - seen[b]) ** 2) < SAME_PICTURE**2)
         for a, b in itertools.combinations(sources, 2)
     )
 
@@ -75,9 +74,8 @@ def same_in_two_sources(code: str, sources: Mapping[str, str]) -> bool:
 def close_pairs(thumbs: Float[np.ndarray, "flag side side 3"], threshold: float) -> list[tuple[int, int]]:
     """Index pairs i < j whose root mean square difference is under the threshold."""
     flat = thumbs.reshape(len(thumbs), -1)
-    return [
-        (i, j)
-        for i in range(len(flat))
-        for j in range(i + 1, len(flat))
-        if np.linalg.norm(flat[i] - flat[j]) < threshold * np.sqrt(flat.shape[1])
-    ]
+    pairs: list[tuple[int, int]] = []
+    for i in range(len(flat)):
+        squares = np.mean((flat[i + 1 :] - flat[i]) ** 2, axis=1)
+        pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(squares < threshold**2)]
+    return pairs
