@@ -23,7 +23,16 @@ def test_page_is_up_to_date():
 
 def _sections() -> Iterator[type[BaseModel]]:
     yield from (ModelEntry, PackageBackbone, AssembledVlm, RandomModel, LocalFolder, Params)
-    yield from (f.annotation for n, f in Params.model_fields.items() if n != "models")  # type: ignore[misc]
+    for name, field in Params.model_fields.items():
+        if name != "models":
+            yield from _with_inner(field.annotation)
+
+
+def _with_inner(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield section
+    for field in section.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _with_inner(field.annotation)
 
 
 @pytest.mark.parametrize("section", list(_sections()), ids=lambda s: s.__name__)

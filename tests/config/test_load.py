@@ -1,6 +1,7 @@
 """params.yaml: what is refused, and in which words."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ BAD = [
     # out of range
     ("fetch_images/size_px", 1, "fetch_images.size_px: is 1; allowed: whole number, at least 32 and at most 1024"),
     ("build_questions/dev_share", 1, "build_questions.dev_share: is 1; allowed: number, at least 0 and less than 1"),
-    ("train_projector/lr", 0, "train_projector.lr: is 0; allowed: number, more than 0"),
-    ("train_projector/lr", float("inf"), "train_projector.lr: is inf; allowed: number"),
-    ("train_projector/lr", float("nan"), "train_projector.lr: is nan; allowed: number"),
+    ("train_projector/caption/lr", 0, "train_projector.caption.lr: is 0; allowed: number, more than 0"),
+    ("train_projector/caption/lr", float("inf"), "train_projector.caption.lr: is inf; allowed: number"),
+    ("train_projector/caption/lr", float("nan"), "train_projector.caption.lr: is nan; allowed: number"),
     ("prepare_model/image_size", 70, "prepare_model.image_size: is 70; allowed: whole number, at least 16 and at most 512 and"),
     ("fetch_images/background", [1, 2], "fetch_images.background: is [1, 2]; allowed: list, each whole number, at least 0"),
     ("fetch_images/background", [1, 2, 256], "fetch_images.background[2]: is 256; allowed: whole number, at least 0 and at"),
@@ -140,11 +141,11 @@ def test_b06_relations_between_keys(good, path, value, line):
 
 
 AMBIGUOUS = [
-    ("lr: 0.001", "lr: 1e-3", "train_projector.lr: YAML 1.1 reads '1e-3', YAML 1.2 reads 0.001: write 0.001"),
-    ("n_entities: 64", "n_entities: 0100", "curate_entities.n_entities: YAML 1.1 reads 64, YAML 1.2 reads 100: write"),
-    ("n_entities: 64", "n_entities: 12:30:00", "curate_entities.n_entities: YAML 1.1 reads 45000, YAML 1.2 reads '12:30:00'"),
+    (r"lr: [\d.]+", "lr: 1e-3", "train_projector.caption.lr: YAML 1.1 reads '1e-3', YAML 1.2 reads 0.001: write 0.001"),
+    (r"n_entities: \d+", "n_entities: 0100", "curate_entities.n_entities: YAML 1.1 reads 64, YAML 1.2 reads 100: write"),
+    (r"n_entities: \d+", "n_entities: 12:30:00", "curate_entities.n_entities: YAML 1.1 reads 45000, YAML 1.2 reads '12:30:00'"),
     ("source: flags\n", "source: no\n", "curate_entities.source: YAML 1.1 reads False, YAML 1.2 reads 'no': write "),
-    ("    note: calibration pair, entity resolved late", "    note: on", "models.flags-caption.note: YAML 1.1 reads True"),
+    ("    note: calibration pair.*", "    note: on", "models.flags-caption.note: YAML 1.1 reads True"),
     ("plot_figures:\n", "plot_figures:\n  yes: 1\n", "plot_figures: key(s) yes mean two things: put them in quotes"),
 ]  # fmt: skip
 
@@ -152,9 +153,8 @@ AMBIGUOUS = [
 @pytest.mark.parametrize(("old", "new", "line"), AMBIGUOUS)
 def test_b02_value_that_two_yaml_versions_read_differently(tmp_path, old, new, line):
     text = (TOP / "params.yaml").read_text(encoding="utf-8")
-    assert old in text
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    path.write_text(re.sub(old, new, text, count=1), encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_params(path)
     (found,) = caught.value.what.splitlines()

@@ -26,18 +26,22 @@ class CaptionRecipe(Section):
     """LLaVA's stage 1: the name's cross-entropy through the whole frozen language model."""
 
     steps: int = Field(ge=1)
+    """Optimiser steps."""
     batch: int = Field(ge=1)
     """Pictures per step."""
     lr: float = Field(gt=0)
+    """Peak learning rate."""
 
 
 class EarlyRecipe(Section):
     """Residual alignment: image tokens are aligned with the name's tokens at an early layer."""
 
     steps: int = Field(ge=1)
+    """Optimiser steps."""
     batch: int = Field(ge=1)
     """Pictures per step."""
     lr: float = Field(gt=0)
+    """Peak learning rate."""
     align_layer: int = Field(ge=0)
     """Index of the LLM layer at whose output image tokens are aligned; only layers up to it are run."""
     contrast: float = Field(ge=0)
@@ -54,8 +58,11 @@ class TrainProjector(Section):
     copies: int = Field(ge=1)
     """Copies of every training picture: the plain one, the others augmented."""
     caption: CaptionRecipe
+    """Recipe `caption`."""
     early: EarlyRecipe
+    """Recipe `early`."""
     seed: int = Field(ge=0)
+    """Seed of the initial weights, the order of pictures and the augmentation."""
 
 
 class RunBenchmark(Section):

@@ -53,15 +53,25 @@ def _kind(section: type[BaseModel]) -> str:
 
 def _table(section: type[BaseModel], values: dict[str, Any] | None) -> str:
     head = ["| key | allowed | in params.yaml | meaning |", "|---|---|---|---|"]
-    rows = [_row(key, field, values) for key, field in section.model_fields.items()]
-    return "\n".join([*head, *rows]) + "\n"
+    return "\n".join([*head, *_rows(section, values)]) + "\n"
 
 
-def _row(key: str, field: FieldInfo, values: dict[str, Any] | None) -> str:
+def _rows(section: type[BaseModel], values: dict[str, Any] | None, prefix: str = "") -> Iterator[str]:
+    """A row per key; a section inside a section is spelled out with dotted keys."""
+    for key, field in section.model_fields.items():
+        inner: Any = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield f"| `{prefix}{key}` | section |  | {_first_line(inner)} |"
+            yield from _rows(inner, None if values is None else values[key], f"{prefix}{key}.")
+        else:
+            yield _row(prefix, key, field, values)
+
+
+def _row(prefix: str, key: str, field: FieldInfo, values: dict[str, Any] | None) -> str:
     allowed = Place(field.annotation, (key,), tuple(field.metadata)).allowed()
     allowed += "" if field.is_required() else "; optional"
     value = "" if values is None or key not in values else f"`{_flow(values[key])}`"
-    cells = [f"`{key}`", allowed, value, " ".join((field.description or "").split())]
+    cells = [f"`{prefix}{key}`", allowed, value, " ".join((field.description or "").split())]
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 

@@ -40,7 +40,8 @@ def recall(summary: Record) -> Finding:
     worse = [m for m in models if _is_worse(rows[m])]
     open_ = [m for m in models if not _is_worse(rows[m])]
     verdict = "; ".join(
-        [f"yes for {words.listed(worse)}"] * bool(worse) + [f"not shown for {words.listed(open_)}"] * bool(open_)
+        [f"Yes for {words.listed(worse)}"] * bool(worse)
+        + [f"{'not' if worse else 'Not'} shown for {words.listed(open_)}"] * bool(open_)
     )
     sentences = [_recall_sentence(summary, m) for m in models]
     if len(models) > 1:
@@ -98,7 +99,7 @@ def depth(summary: Record) -> Finding:
             feature = feature if feature in curves else next(iter(curves))
             found[model] = curves[feature]
     own = [m for m in vlms(summary) if m in found]
-    verdict = "; ".join(_depth_words(m, found[m]) for m in own) or "not measured"
+    verdict = "; ".join(_depth_words(m, found[m]) for m in own) or "Not measured"
     sentences = [_depth_sentence(summary, m, curve) for m, curve in found.items()]
     if len(own) > 1:
         sentences.append(_difference({m: found[m]["first"] for m in own}, "accuracy at the embedding"))
@@ -115,8 +116,8 @@ def _depth_sentence(summary: Record, model: str, curve: Record) -> str:
     control = f" (control{': ' * bool(entry['note'])}{entry['note']})" if entry["role"] == "control" else ""
     text = (
         f"{model}{control}: on pictures of a source that it never saw, a linear probe reads the entity off the "
-        f"image with {pct(curve['first'])} accuracy at the input of the first layer and {pct(curve['best'])} at best (layer "
-        f"{curve['best_layer']}; {curve['n_test']} pictures; with shuffled labels at most "
+        f"image with {pct(curve['first'])} accuracy at the input of the first layer and {pct(curve['best'])} at best "
+        f"(layer {curve['best_layer']}; {curve['n_test']} pictures; with shuffled labels at most "
         f"{100 * curve['shuffled_best']:.0f} %). It reaches 90 % of that best at layer {curve['resolved_layer']}."
     )
     centre, backbone = _centre(summary, model, "image"), _centre(summary, entry["backbone"], "text")
@@ -144,8 +145,8 @@ def repair(summary: Record) -> Finding:
         if model in summary["recovery"]:
             sentences.append(_prompt_sentence(model, summary["recovery"][model]))
             works += [f"{s} in {model}" for s in _closing(summary["recovery"][model])]
-    nothing = "no repair is shown by these data" if sentences else "not measured"
-    verdict = f"in part: {'; '.join(works)}" if works else nothing
+    nothing = "No repair is shown by these data" if sentences else "Not measured"
+    verdict = f"In part: {'; '.join(works)}" if works else nothing
     return Finding("Can the loss be repaired?", verdict, tuple(sentences))
 
 

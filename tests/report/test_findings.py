@@ -1,0 +1,87 @@
+"""The answer says what the numbers say, no more."""
+
+import copy
+
+import pytest
+
+from twohop.report import find
+
+
+def recall_row(summary, model, value, low, high, p):
+    row = summary["degradation"][model]["a,c"]["all"]["all"]
+    row.update(degradation={"value": value, "low": low, "high": high}, p_value=p, p_holm=p)
+
+
+@pytest.fixture
+def changed(summary):
+    return copy.deepcopy(summary)
+
+
+def test_a_clear_loss_is_a_yes(changed):
+    recall_row(changed, "late", 0.5, 0.3, 0.7, 0.001)
+    recall_row(changed, "early", 0.4, 0.2, 0.6, 0.001)
+    assert find(changed)[0].verdict == "Yes for late and early"
+
+
+@pytest.mark.parametrize(("low", "p"), [(-0.1, 0.001), (0.0, 0.001), (0.1, 0.2), (0.1, None), (None, 0.001)])
+def test_an_interval_with_zero_or_a_large_p_is_no_yes(changed, low, p):
+    recall_row(changed, "late", 0.5, 0.3, 0.7, 0.001)
+    recall_row(changed, "early", 0.2, low, 0.4, p)
+    assert find(changed)[0].verdict == "Yes for late; not shown for early"
+
+
+def test_a_gain_is_no_loss(changed):
+    for model in ("late", "early"):
+        recall_row(changed, model, -0.5, -0.7, -0.3, 0.001)
+    finding = find(changed)[0]
+    assert finding.verdict == "Not shown for late and early"
+    assert "the interval lies below zero" in finding.sentences[0]
+
+
+def test_few_entities_are_named(changed):
+    assert "only 12 entities" in find(changed)[0].sentences[0]
+
+
+def test_models_differ_only_when_their_intervals_do_not_overlap(changed):
+    recall_row(changed, "late", 0.5, 0.4, 0.7, 0.001)
+    recall_row(changed, "early", 0.1, 0.0, 0.3, 0.2)
+    assert "do not overlap for late and early" in find(changed)[0].sentences[-1]
+    recall_row(changed, "early", 0.3, 0.2, 0.5, 0.2)
+    assert "do not show that the models differ" in find(changed)[0].sentences[-1]
+
+
+def test_repair_needs_an_interval_above_zero(changed):
+    for model in ("late", "early"):
+        changed["patching"][model]["heuristic_minus_random"] = {"value": 0.1, "low": -0.1, "high": 0.3}
+        for strategy in changed["recovery"][model].values():
+            strategy["closed"] = {"value": 0.2, "low": -0.1, "high": 0.5}
+    assert find(changed)[2].verdict == "No repair is shown by these data"
+    changed["patching"]["late"]["heuristic_minus_random"] = {"value": 0.3, "low": 0.1, "high": 0.5}
+    assert find(changed)[2].verdict == "In part: patching repairs more than its control in late"
+    changed["recovery"]["early"]["two_turns"]["closed"] = {"value": 0.5, "low": 0.2, "high": 0.9}
+    assert "the prompt “two turns” in early" in find(changed)[2].verdict
+
+
+def test_the_true_name_is_an_oracle_and_no_repair(changed):
+    for model in ("late", "early"):
+        changed["patching"][model]["heuristic_minus_random"] = {"value": None, "low": None, "high": None}
+        for strategy in changed["recovery"][model].values():
+            strategy["closed"] = {"value": None, "low": None, "high": None}
+        changed["recovery"][model]["oracle_name"]["closed"] = {"value": 1.0, "low": 0.8, "high": 1.2}
+    assert find(changed)[2].verdict == "No repair is shown by these data"
+
+
+def test_no_lost_fact_is_said(changed):
+    changed["patching"]["late"]["n_lost"] = 0
+    assert "late: no fact that its language model knows is lost" in " ".join(find(changed)[2].sentences)
+
+
+def test_depth_comes_from_the_held_out_style(changed):
+    changed["probes"]["late"]["noto_original"]["image_last"]["resolved_depth"] = 0.25
+    changed["probes"]["late"]["1x1"]["image_last"]["resolved_depth"] = 0.75
+    assert "late: by 25 % of the depth" in find(changed)[1].verdict
+
+
+def test_nothing_measured_is_said(changed):
+    bare = {**changed, "probes": {}, "patching": {}, "recovery": {}, "attribution": {}}
+    assert [f.verdict for f in find(bare)[1:]] == ["Not measured", "Not measured"]

@@ -1,0 +1,28 @@
+"""Tables: every row as wide as its head, every model in it, every answer with its grade."""
+
+from twohop.report import answers, limits, tables
+
+
+def test_rows_fit_their_heads(summary):
+    for table in tables(summary):
+        assert table.rows, table.title
+        assert {len(r) for r in table.rows} == {len(table.head)}, table.title
+
+
+def test_headline_table_has_vlms_and_control_with_both_gates(summary):
+    table = tables(summary)[0]
+    assert [row[:2] for row in table.rows] == [
+        (model, gate) for model in ("late", "early", "blind (control)") for gate in ("all questions", "picture named")
+    ]
+
+
+def test_every_answer_is_listed_with_what_matched(study):
+    listed = list(answers(study))
+    assert len(listed) == sum(t.height for t in study.answers.values())
+    assert all(bool(a.alias) == a.correct for a in listed)
+    assert {a.condition for a in listed} == {"name", "picture", "blank picture"}
+    assert all(bool(a.picture) == (a.condition == "picture") for a in listed)
+
+
+def test_limits_name_the_sample(summary):
+    assert limits(summary)[0].startswith("12 entities and 24 questions: intervals from so few")

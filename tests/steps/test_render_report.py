@@ -1,0 +1,126 @@
+"""render_report: one page that needs nothing else and lets nothing in."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from study_tables import figure_job, report_job, write_study
+from twohop.errors import ArtifactError
+from twohop.figures import CAPTIONS
+from twohop.steps import plot_figures, render_report
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    inputs = write_study(root, n_entities=6)
+    figures = figure_job(root, inputs)
+    plot_figures.run(figures)
+    return report_job(root, inputs, figures)
+
+
+@pytest.fixture(scope="module")
+def page(job):
+    render_report.run(job)
+    return job.outputs["report"].read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    VOID = ("meta", "img", "input", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.faults: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.stack or self.stack.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()}")
+
+
+def test_page_is_well_formed_with_unique_ids(page):
+    tags = Tags(page)
+    assert tags.faults == []
+    assert tags.stack == []
+    ids = [a["id"] for _, a in tags.seen if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] for t, a in tags.seen if t == "a"]
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+
+
+def test_page_asks_for_nothing(page):
+    for tag, attrs in Tags(page).seen:
+        given = {n: attrs[n] for n in ("src", "href", "data", "action", "srcset", "poster") if attrs.get(n)}
+        for value in given.values():
+            assert value.startswith("#" if tag == "a" else "data:"), (tag, attrs)
+    assert "default-src 'none'" in page
+    assert not re.search(r"url\((?!data:)|@import|fetch\(|XMLHttpRequest", page)
+
+
+def test_every_figure_is_there_with_alternative_text_and_caption(page):
+    images = [a for t, a in Tags(page).seen if t == "img"]
+    assert len(images) == len(CAPTIONS)
+    assert all(len(a["alt"]) > 40 for a in images)
+    assert page.count("<figcaption>") == len(CAPTIONS)
+
+
+def test_text_from_models_and_tables_is_escaped(page):
+    assert "Where &lt;is&gt; it lost?" in page
+    assert "<b>&</b>" not in page
+    assert "No &lt;b&gt;&amp;&lt;/b&gt;" in page
+    assert "<script>alert" not in page
+
+
+def test_headings_do_not_skip_a_level(page):
+    levels = [int(t[1]) for t, _ in Tags(page).seen if re.fullmatch(r"h[1-6]", t)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_answers_are_cut_where_the_params_say(page):
+    assert "The first 50 of 120 answers" in page
+    body = page[page.index('<table id="answers">') :]
+    assert body[: body.index("</table>")].count("<tr>") == 51
+
+
+def test_answers_show_their_pictures(page):
+    assert 'role="img" aria-label="picture of Land' in page
+    assert ".p0{background-image:url(data:image/png;base64," in page
+
+
+def test_provenance_links_a_file_to_the_run_that_made_it(page):
+    assert 'id="run-prepare_model-lm"' in page
+    assert 'href="#run-prepare_model-lm">made by' in page
+    assert "12" * 32 in page
+
+
+def test_page_is_the_same_each_time(job, page):
+    render_report.run(job)
+    assert job.outputs["report"].read_text(encoding="utf-8") == page
+
+
+def test_broken_lineage_record_is_named(job, tmp_path):
+    bad = tmp_path / "lineage.json"
+    bad.write_text("{}")
+    with pytest.raises(ArtifactError, match="not a lineage record"):
+        render_report.run(replace(job, inputs={**job.inputs, "lineages": (bad,)}))
+
+
+def test_nothing_is_written_when_an_input_is_broken(job, tmp_path):
+    bad = tmp_path / "summary.json"
+    bad.write_text("{")
+    target = tmp_path / "report.html"
+    with pytest.raises(ArtifactError):
+        render_report.run(replace(job, inputs={**job.inputs, "summary": (bad,)}, outputs={"report": target}))
+    assert not target.exists()
