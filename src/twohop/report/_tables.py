@@ -26,7 +26,7 @@ _LIMITS = (
     "Intervals are bootstrap percentiles over entities, as an entity's questions share its picture. "
     "McNemar's test takes questions as independent and is therefore too sure of itself.",
     "An answer is graded by whole-word match of an alias in its first line; the table of answers shows which matched.",
-    "Recognition is measured by free naming and by ranking all names, under several prompts: a model may know an entity "
+    "Recognition is measured by free naming and by ranking all names, under several prompts: a model may know one "
     "and still fail to name it under a prompt that it was not trained on.",
     "Attribution is a first-order estimate; the scatter against truly patched nodes shows how far to trust it.",
     "A probe shows that the entity can be read off linearly, not that the model reads it. Flags are layouts of colour, "
