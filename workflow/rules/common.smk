@@ -1,6 +1,6 @@
 # What all rules share: checked params, model names, the lock of the tree, the bridge to DVC.
 #
-# params.yaml is read once, here, and checked before any rule is known: a fault ends the program with exit code 2.
+# params.yaml is read once, here, and checked before anything else: a fault ends the program, exit code 2.
 import os
 import re
 import sys
@@ -11,7 +11,7 @@ from twohop.config import load_params, section_keys
 from twohop.errors import TwohopError
 from twohop.steps._names import declared
 
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+lineage.find_own_programs()
 
 
 def or_exit(function, *args):

@@ -79,6 +79,8 @@ rule plot_figures:
 rule render_report:
     input:
         **TABLES,
+        pictures="results/fetch_images/pictures.zip",
+        manifest="results/fetch_images/manifest.parquet",
         summary="results/plot_figures/summary.json",
         figures=list(FIGURE_FILES.values()),
         lineages=LINEAGES,

@@ -15,7 +15,7 @@ from twohop.lineage._records import (
     trace,
     verify,
 )
-from twohop.lineage._snakemake import Slice, arguments, plans, slicer, works
+from twohop.lineage._snakemake import Slice, arguments, find_own_programs, plans, slicer, works
 from twohop.lineage._sync import Outcome, adopt, after_run, before_run, commit, in_step, needs_adoption
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "closure",
     "commit",
     "dvc_yaml",
+    "find_own_programs",
     "fingerprint",
     "free_dvc",
     "in_step",

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,6 +54,11 @@ def arguments(wildcards: Any, input: Any, output: Any, threads: int) -> str:
 
 def _words(files: Any) -> str:
     return files if isinstance(files, str) else " ".join(map(str, files))
+
+
+def find_own_programs() -> None:
+    """Let jobs find `twohop` beside the interpreter that runs Snakemake, also when no environment was activated."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def works(workflow: Any) -> bool:
