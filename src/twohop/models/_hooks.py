@@ -5,7 +5,7 @@ happens (X4). A read after a write sees what was written.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import Any, cast
 
 import torch
@@ -95,7 +95,7 @@ def hooked(
     capture: Collection[Site] = (),
     patches: Sequence[Patch] = (),
     grad: bool = False,
-) -> Iterator[dict[Site, Float[Tensor, "batch seq d_model"]]]:
+) -> Generator[dict[Site, Float[Tensor, "batch seq d_model"]]]:
     """Hooks for exactly one forward pass; the dict is filled when the block ends.
 
     Args:

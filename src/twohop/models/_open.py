@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging
 
 from twohop.errors import ModelError
 from twohop.models._card import ModelCard, read_card
 from twohop.models._model import Model
-from twohop.models._prepare import cache_root, check_files, ensure_folder
+from twohop.models._prepare import cache_root, check_files, ensure_folder, load_image_processor
 from twohop.models._prompts import Tokens
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -59,11 +59,6 @@ def checked_folder(card: ModelCard) -> Path:
         check_files(path, card.files)
         _checked.add(key)
     return path
-
-
-def load_image_processor(folder: Path) -> Any:
-    """The folder's image processor with the PIL backend: torchvision's resizing gives other numbers."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", **_SAFE)
 
 
 def _tokens(card: ModelCard, folder: Path) -> Tokens:

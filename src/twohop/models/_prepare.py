@@ -8,12 +8,15 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
+from safetensors import safe_open
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import logging
 
 from twohop.config import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, PrepareModel, RandomModel
 from twohop.errors import ModelError
@@ -60,7 +63,7 @@ def ensure_folder(folder: str, entry: ModelEntry, prepare: PrepareModel) -> Path
 
 
 @contextmanager
-def built(path: Path) -> Iterator[Path | None]:
+def built(path: Path) -> Generator[Path | None]:
     """A temporary folder to fill, renamed onto `path` with its file records beside it; None when it is there already.
 
     One process builds, others wait (promise K4); what a killed build left behind is removed.
@@ -126,6 +129,7 @@ def _sha256(path: Path) -> str:
 
 
 def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
+    logging.disable_progress_bar()  # it would fill the job's log
     source = entry.source
     if isinstance(source, RandomModel):
         build_random(tmp, source, entry.role != "backbone", prepare.image_size)
@@ -254,11 +258,9 @@ def _card(
     name: str, entry: ModelEntry, prepare: PrepareModel, folder: str, sources: dict[str, str], path: Path
 ) -> ModelCard:
     """What the folder's config and weight headers say."""
-    from transformers import AutoConfig
-
     config: Any = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     family = _family(config, entry, path)
-    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    text, vision = config.get_text_config(), cast("Any", getattr(config, "vision_config", None))
     is_vlm = entry.role != "backbone"
     if is_vlm and vision is None:
         raise ModelError("a vision-language model without a vision tower", str(path), "check the entry's role")
@@ -309,8 +311,6 @@ def _image_tokens(config: Any, vision: Any) -> int:
 
 def _parameters(path: Path) -> int:
     """Numbers in the weight files, from their headers."""
-    from safetensors import safe_open
-
     total = 0
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, "pt") as f:
@@ -322,7 +322,10 @@ def _parameters(path: Path) -> int:
     return total
 
 
-def _image_processor_name(path: Path) -> str:
-    from twohop.models._open import load_image_processor
+def load_image_processor(folder: Path) -> Any:
+    """The folder's image processor with the PIL backend: torchvision's resizing gives other numbers."""
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 
+
+def _image_processor_name(path: Path) -> str:
     return type(load_image_processor(path)).__name__

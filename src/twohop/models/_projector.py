@@ -1,0 +1,405 @@
+"""Training of the assembled VLMs' projectors: frozen tower, frozen language model, two recipes.
+
+The projector is LLaVA's own `multi_modal_projector` (Liu et al. 2023, arXiv 2304.08485; linear-GELU-linear as in
+LLaVA-1.5, arXiv 2310.03744). Both recipes see the same picture features and differ in their loss only:
+
+1. `caption`: LLaVA's stage 1. Cross-entropy of the entity's name after a caption prompt, through the whole frozen
+   language model.
+2. `early`: the residual stream of the image tokens at an early layer equals the language model's own residual at the
+   tokens of the name in the same text ("residual alignment"); only the layers up to that one are run.
+
+Numbers in, numbers out: the only file this module touches is the checkpoint that lets a killed training go on.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twohop.errors import DataError
+
+CAPTION_PROMPTS: tuple[str, ...] = (
+    "Consider the country {entity}. The name of this country is",
+    "{entity}\nThe name of this country is",
+    "The flag of a country: {entity}\nThis is the flag of",
+    "Country: {entity}\nName:",
+    "The country is {entity}. This country is called",
+)
+"""Texts before the name, recipe `caption`. None of them states or asks for a fact."""
+
+ALIGN_TEXTS: tuple[str, ...] = (
+    "Consider the country {entity}. The",
+    "Consider the following country: {entity}. This country",
+    "The country is {entity}. It is",
+    "I have been to {entity}. People in",
+    "A map of {entity}, and its",
+)
+"""Texts whose residuals are matched, recipe `early`. None of them states or asks for a fact."""
+
+WARM_UP = 0.05
+"""Share of the steps with a rising learning rate (LLaVA's stage 1 takes 0.03)."""
+CLIP_NORM = 1.0
+"""Largest gradient norm of a step."""
+TEMPERATURE = 0.1
+"""Of the contrastive term, in units of the mean squared distance between two entities' residuals."""
+CHECKPOINT_EVERY = 25
+"""Steps between two checkpoints."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer: text to ids."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]:
+        """Ids of the text under `input_ids`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that a training depends on besides its data."""
+
+    recipe: Literal["caption", "early"]
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+    align_layer: int = 5
+    """Recipe `early`: index of the decoder layer whose output is aligned; layers 0 to this one are run."""
+    contrast: float = 1.0
+    """Recipe `early`: weight of the contrastive term."""
+    suffix: float = 0.3
+    """Recipe `early`: weight of the residuals at the text after the picture."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Frozen tower features of every training picture, and what each picture shows."""
+
+    features: Float[Tensor, "picture copy image_token d_vision"]
+    names: tuple[str, ...]
+    """Entity name per picture."""
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 4 or len(self.names) != len(self.features) or not self.names:
+            raise DataError(
+                f"{len(self.names)} names for features of shape {tuple(self.features.shape)}",
+                "train_projector",
+                "give one name per picture and features (picture, copy, image_token, d_vision)",
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A projector with the checkpoint keys of `multi_modal_projector`, and its loss at every step."""
+
+    projector: dict[str, Tensor]
+    losses: list[float]
+
+
+class Projector(nn.Module):
+    """LLaVA's `multi_modal_projector`: linear, GELU, linear."""
+
+    def __init__(self, d_vision: int, d_model: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(d_vision, d_model)
+        self.linear_2 = nn.Linear(d_model, d_model)
+
+    def forward(self, features: Float[Tensor, "*rows d_vision"]) -> Float[Tensor, "*rows d_model"]:
+        """Tower features to the language model's embedding space."""
+        return self.linear_2(functional.gelu(self.linear_1(features)))
+
+
+def train(
+    decoder: nn.Module,
+    lm_head: nn.Module,
+    tokenizer: Tokenizer,
+    data: TrainingSet,
+    plan: TrainingPlan,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Trained:
+    """Train a projector; the language model is not changed.
+
+    Args:
+        decoder: a Llama-style decoder (`.layers`, `.norm`, `.embed_tokens`), float32.
+        lm_head: its output matrix.
+        tokenizer: its tokenizer; no special tokens are added.
+        data: features and names.
+        plan: recipe, size, seed.
+        checkpoint: file that is rewritten every few steps; a training with the same plan goes on from it.
+        progress: called with (step, loss) after every step.
+
+    Raises:
+        DataError: the loss stops being a finite number.
+    """
+    torch.manual_seed(plan.seed)
+    for part in (decoder, lm_head):
+        part.requires_grad_(False)
+    mean, std = _moments(data.features)
+    projector = _initial(data.features.shape[-1], cast("nn.Embedding", decoder.embed_tokens), plan.seed)
+    objective = _objective(decoder, lm_head, tokenizer, data, plan)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=plan.lr, weight_decay=0.0)
+    losses = _resume(checkpoint, plan, projector, optimizer)
+    for step in range(len(losses), plan.steps):
+        draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        pictures = _draw_pictures(len(data.names), plan.batch, draw)
+        copies = torch.randint(data.features.shape[1], (len(pictures),), generator=draw)
+        image = projector((data.features[pictures, copies].float() - mean) / std)
+        loss = objective(image, pictures, step)
+        losses.append(_update(loss, projector, optimizer, plan, step))
+        if progress is not None:
+            progress(step, losses[-1])
+        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
+            _save(checkpoint, plan, projector, optimizer, losses)
+    return Trained(_folded(projector, mean, std), losses)
+
+
+def project(projector: Mapping[str, Tensor], features: Float[Tensor, "*rows d_vision"]) -> Tensor:
+    """Apply a trained projector's state dict: (*rows, d_vision) -> (*rows, d_model)."""
+    hidden = functional.linear(features, projector["linear_1.weight"], projector["linear_1.bias"])
+    return functional.linear(functional.gelu(hidden), projector["linear_2.weight"], projector["linear_2.bias"])
+
+
+# --- the frame of both recipes --------------------------------------------------------------------------------------
+
+Objective = Callable[[Float[Tensor, "batch image_token d_model"], Int[Tensor, " batch"], int], Tensor]
+
+
+def _objective(
+    decoder: nn.Module, lm_head: nn.Module, tokenizer: Tokenizer, data: TrainingSet, plan: TrainingPlan
+) -> Objective:
+    if plan.recipe == "caption":
+        return _Caption(decoder, lm_head, tokenizer, data.names)
+    return _Early(decoder, tokenizer, data.names, plan)
+
+
+def _moments(features: Tensor) -> tuple[Float[Tensor, " d_vision"], Float[Tensor, " d_vision"]]:
+    """Mean and standard deviation per feature, over at most 2,000 pictures of copy 0."""
+    rows = features[:2000, 0].float().flatten(0, 1)
+    return rows.mean(0), rows.std(0).clamp_min(1e-4)
+
+
+def _initial(d_vision: int, embeddings: nn.Embedding, seed: int) -> Projector:
+    """Outputs start with the scale of the language model's own embeddings, round their mean."""
+    torch.manual_seed(seed)
+    table = embeddings.weight
+    projector = Projector(d_vision, table.shape[1])
+    with torch.no_grad():
+        probe = projector(torch.randn(256, d_vision))
+        projector.linear_2.weight.mul_(table.std() / probe.std(0).mean())
+        projector.linear_2.bias.copy_(table.mean(0))
+    return projector
+
+
+def _folded(projector: Projector, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """The state dict for raw features: (x - mean) / std goes into the first layer."""
+    state = {name: value.detach().clone() for name, value in projector.state_dict().items()}
+    state["linear_1.bias"] = state["linear_1.bias"] - state["linear_1.weight"] @ (mean / std)
+    state["linear_1.weight"] = (state["linear_1.weight"] / std).contiguous()
+    return state
+
+
+def _draw_pictures(n: int, batch: int, draw: torch.Generator) -> Int[Tensor, " batch"]:
+    return torch.randperm(n, generator=draw)[:batch]
+
+
+def _update(
+    loss: Tensor, projector: Projector, optimizer: torch.optim.Optimizer, plan: TrainingPlan, step: int
+) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise DataError(f"the loss is {value} at step {step}", "train_projector", "lower train_projector.lr")
+    optimizer.zero_grad()
+    loss.backward()  # pyright: ignore[reportUnknownMemberType]
+    nn.utils.clip_grad_norm_(projector.parameters(), CLIP_NORM)
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr * _schedule(step, plan.steps)
+    optimizer.step()
+    return value
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then cosine to zero; a factor in (0, 1]."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _save(
+    path: Path, plan: TrainingPlan, projector: Projector, optimizer: torch.optim.Optimizer, losses: list[float]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp")
+    state = {"projector": projector.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({"plan": asdict(plan), "losses": losses, **state}, tmp)
+    tmp.replace(path)
+
+
+def _resume(
+    path: Path | None, plan: TrainingPlan, projector: Projector, optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """Losses so far; loads the checkpoint when it belongs to this plan."""
+    if path is None or not path.exists():
+        return []
+    saved = cast("dict[str, Any]", torch.load(path, weights_only=True))
+    if saved["plan"] != asdict(plan):
+        return []
+    projector.load_state_dict(saved["projector"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return list(saved["losses"])
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A prompt in ids: what stands before and after the picture or the name, and every entity's name."""
+
+    before: list[int]
+    after: list[int]
+    names: dict[str, list[int]]
+
+
+def _tokenized(tokenizer: Tokenizer, template: str, names: Iterable[str]) -> _Text:
+    """The space before `{entity}` belongs to the name's first token; a picture takes its place too."""
+    before, after = template.split("{entity}")
+    space = " " if before.endswith(" ") else ""
+    return _Text(
+        _ids(tokenizer, before.removesuffix(" ")),
+        _ids(tokenizer, after),
+        {name: _ids(tokenizer, space + name) for name in dict.fromkeys(names)},
+    )
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _with_text(
+    embed: nn.Module, before: Sequence[int], image: Tensor, after: Tensor
+) -> Float[Tensor, "batch seq d_model"]:
+    """Embeddings of before (the same in every row), image tokens, after (ids per row)."""
+    rows = len(image)
+    parts = [image, embed(after)]
+    if before:
+        parts.insert(0, embed(torch.tensor([list(before)])).expand(rows, -1, -1))
+    return torch.cat(parts, 1)
+
+
+# --- recipe 1: caption ----------------------------------------------------------------------------------------------
+
+
+class _Caption:
+    """Cross-entropy of "<name>." after a caption prompt; one prompt per step, in turn."""
+
+    def __init__(self, decoder: nn.Module, lm_head: nn.Module, tokenizer: Tokenizer, names: Sequence[str]) -> None:
+        self.decoder, self.lm_head, self.names = decoder, lm_head, names
+        self.texts = [_tokenized(tokenizer, prompt, ()) for prompt in CAPTION_PROMPTS]
+        self.targets = {name: _ids(tokenizer, f" {name}.") for name in dict.fromkeys(names)}
+
+    def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
+        text = self.texts[step % len(self.texts)]
+        wanted = [self.targets[self.names[int(i)]] for i in pictures]
+        longest = max(map(len, wanted))
+        labels = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in wanted])
+        after = torch.cat([torch.tensor([text.after]).expand(len(wanted), -1), labels[:, :-1].clamp_min(0)], 1)
+        embeds = _with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
+        hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -longest:]
+        kept = labels != -100
+        return functional.cross_entropy(self.lm_head(hidden[kept]), labels[kept])
+
+
+# --- recipe 2: early ------------------------------------------------------------------------------------------------
+
+
+class _Early:
+    """Residual alignment at one early layer; one text per step, in turn.
+
+    Three terms, each in units of the targets' variance between entities: the last image tokens against the name's
+    tokens (right-aligned), a contrast of the last image token against all entities' last name tokens (InfoNCE, van
+    den Oord et al. 2018, arXiv 1807.03748), and the tokens after the picture against the same tokens after the name.
+    """
+
+    def __init__(self, decoder: nn.Module, tokenizer: Tokenizer, names: Sequence[str], plan: TrainingPlan) -> None:
+        self.decoder, self.plan = first_layers(decoder, plan.align_layer + 1), plan
+        unique = list(dict.fromkeys(names))
+        self.entity = torch.tensor([unique.index(name) for name in names])
+        self.texts = [_tokenized(tokenizer, text, unique) for text in ALIGN_TEXTS]
+        self.targets = [_targets(self.decoder, text) for text in self.texts]
+
+    def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
+        text, target = (x[step % len(self.texts)] for x in (self.texts, self.targets))
+        entity, n_image = self.entity[pictures], image.shape[1]
+        after = torch.tensor([text.after]).expand(len(image), -1)
+        embeds = _with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
+        resid = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, len(text.before) :]
+        seen = resid[:, :n_image].flip(1)[:, : target.name.shape[1]]
+        depth = seen.shape[1]
+        gap = ((seen - target.name[entity, :depth]) / target.scale).square().mean(-1)
+        weight = target.known[entity, :depth].float()
+        loss = (gap * weight).sum() / weight.sum()
+        loss = loss + self.plan.contrast * _contrast(seen[:, 0], target, entity)
+        follow = ((resid[:, n_image:] - target.after[entity]) / target.after_scale).square().mean()
+        return loss + self.plan.suffix * follow
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The language model's own residuals in one text, per entity."""
+
+    name: Float[Tensor, "entity name_token d_model"]
+    """Counted from the name's last token backwards, zero-padded."""
+    known: Float[Tensor, "entity name_token"]
+    """1 where the name has such a token."""
+    after: Float[Tensor, "entity after_token d_model"]
+    scale: Float[Tensor, " d_model"]
+    """Standard deviation between entities at the last name token."""
+    after_scale: Float[Tensor, "after_token d_model"]
+
+
+@torch.no_grad()
+def _targets(decoder: nn.Module, text: _Text) -> _Targets:
+    names, after = [], []
+    longest = max(map(len, text.names.values()))
+    for ids in text.names.values():
+        row = torch.tensor([[*text.before, *ids, *text.after]])
+        resid = decoder(input_ids=row, use_cache=False).last_hidden_state[0, len(text.before) :]
+        names.append(functional.pad(resid[: len(ids)].flip(0), (0, 0, 0, longest - len(ids))))
+        after.append(resid[len(ids) :])
+    name, follow = torch.stack(names), torch.stack(after)
+    known = torch.tensor([[float(i < len(ids)) for i in range(longest)] for ids in text.names.values()])
+    return _Targets(name, known, follow, _spread(name[:, 0]), _spread(follow))
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Standard deviation over the first axis, no smaller than a tenth of its mean (dead dimensions carry no name)."""
+    std = values.std(0)
+    return std.clamp_min(0.1 * float(std.mean()))
+
+
+def _contrast(seen: Float[Tensor, "batch d_model"], target: _Targets, entity: Tensor) -> Tensor:
+    """InfoNCE over all entities by distance in units of the spread."""
+    mine, theirs = seen / target.scale, target.name[:, 0] / target.scale
+    distance = (mine[:, None] - theirs[None]).square().mean(-1)
+    return functional.cross_entropy(-distance / TEMPERATURE, entity)
+
+
+def first_layers(decoder: nn.Module, n_layers: int) -> nn.Module:
+    """A view of a Llama-style decoder that ends with the residual after its first `n_layers` layers (no final norm)."""
+    view = copy.copy(decoder)
+    view._modules = dict(decoder._modules)
+    view.layers = nn.ModuleList(list(cast("nn.ModuleList", decoder.layers))[:n_layers])
+    view.norm = nn.Identity()
+    view.config = copy.copy(cast("Any", decoder.config))
+    view.config.num_hidden_layers = n_layers
+    return view
