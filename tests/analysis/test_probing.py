@@ -40,7 +40,7 @@ def test_the_probe_is_scikit_learn_s_on_standardised_features() -> None:
     logits = test @ probe.weight.T + probe.bias
     ours = np.exp(logits - logits.max(1, keepdims=True))
     theirs = reference.predict_proba((test - mean) / spread)
-    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), theirs, atol=0.05)
+    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), theirs, atol=0.01)
 
 
 def test_noise_asks_for_more_l2_than_a_clean_signal() -> None:

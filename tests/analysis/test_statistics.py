@@ -62,10 +62,21 @@ def test_nothing_asked_is_undefined_not_zero() -> None:
     assert share(np.zeros((0, 2)), 200, 0).record() == {"value": None, "low": None, "high": None, "n_entities": 0}
 
 
+def test_a_handful_of_entities_is_no_bootstrap() -> None:
+    """One entity with two of three right: every draw is the same, which must not pass for certainty."""
+    one = np.array([[2.0, 3.0]])
+    assert bootstrap(one, lambda s: ratio(s[:, 0], s[:, 1]), 200, 0).low is None
+    found = share(one, 200, 0)
+    assert (found.low, found.high) == pytest.approx(wilson(2 / 3, 1))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.high - found.low > 0.5
+
+
 def test_a_ratio_that_is_often_undefined_gets_no_interval() -> None:
-    sums = np.array([[1.0, 2.0], [0.0, -1.0], [0.0, 0.0]])
+    sums = np.array([[1.0, 2.0], *[[0.0, -0.2]] * 5])
     found = bootstrap(sums, lambda s: ratio(s[:, 0], s[:, 1]), 500, 0)
-    assert found.value == 1.0
+    assert found.value == pytest.approx(1)
     assert found.low is None
     assert found.high is None
     assert bootstrap(-sums, lambda s: ratio(s[:, 0], s[:, 1]), 500, 0).value is None

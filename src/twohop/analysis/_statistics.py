@@ -21,6 +21,9 @@ LEVEL = 0.95
 UNDEFINED_SHARE = (1 - LEVEL) / 2
 """When the statistic is undefined in more than this share of the draws, an interval from the others would mislead."""
 
+MIN_ENTITIES = 5
+"""With fewer the draws repeat a handful of values and their percentiles are no interval."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -54,7 +57,7 @@ def bootstrap(sums: Float[np.ndarray, "entity column"], statistic: Statistic, n_
     undefined = np.isnan(draws)
     if np.isnan(value):
         return Interval(None, None, None, n)
-    if undefined.mean() > UNDEFINED_SHARE:
+    if n < MIN_ENTITIES or undefined.mean() > UNDEFINED_SHARE:
         return Interval(value, None, None, n)
     low, high = np.quantile(draws[~undefined], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high), n)
@@ -63,14 +66,13 @@ def bootstrap(sums: Float[np.ndarray, "entity column"], statistic: Statistic, n_
 def share(sums: Float[np.ndarray, "entity 2"], n_boot: int, seed: int) -> Interval:
     """Share of right answers with its interval; columns are (right, asked).
 
-    Where every answer is right or every answer is wrong the bootstrap has no spread, whatever the number of entities;
-    Wilson's interval for that number of entities is given instead, so that 4 of 4 does not look as sure as 400 of
-    400.
+    Where every answer is right or every answer is wrong the bootstrap has no spread, whatever the number of entities,
+    and for a handful of entities it has hardly any; Wilson's interval for that number of entities is given instead, so
+    that 4 of 4 does not look as sure as 400 of 400.
     """
     interval = bootstrap(sums, lambda s: ratio(s[:, 0], s[:, 1]), n_boot, seed)
-    if interval.value in (0.0, 1.0):
-        low, high = wilson(round(interval.value * len(sums)), len(sums))
-        return Interval(interval.value, low, high, len(sums))
+    if interval.value is not None and (interval.value in (0.0, 1.0) or len(sums) < MIN_ENTITIES):
+        return Interval(interval.value, *wilson(interval.value * len(sums), len(sums)), len(sums))
     return interval
 
 
@@ -111,7 +113,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
+def wilson(right: int | float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share (Wilson 1927).
 
     Raises:
