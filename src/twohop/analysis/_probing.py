@@ -23,9 +23,11 @@ from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMis
 from twohop.errors import DataError
 
 TOLERANCE = 1e-4
-"""Largest gradient entry at which L-BFGS stops (mean log-loss in nats). At 1e-3 it stopped so early that held-out
-accuracies moved by up to 2 of 24 pictures; from 1e-4 to 1e-6, at three times the time, they moved by at most 1 of 24 with
-l2 = 1 (with l2 = 0.01, where the optimum is nearly unbounded, still by up to 3)."""
+"""Largest gradient entry at which L-BFGS stops (mean log-loss in nats).
+
+At 1e-3 it stopped so early that held-out accuracies moved by up to 2 of 24 pictures; from 1e-4 to 1e-6, at three times
+the time, they moved by at most 1 of 24 with l2 = 1 (with l2 = 0.01, where hardly anything bounds the optimum, by 3).
+"""
 MAX_ITERATIONS = 150
 """Bounds the time of a fit on features that hardly separate; a probe that ran into it says so (`Probe.converged`)."""
 
