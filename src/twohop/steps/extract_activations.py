@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -168,7 +168,7 @@ def _extract(
     writer: ActivationWriter, model: Model, eyes: Eyes, layout: Dataset, rows: Sequence[Row], size: int
 ) -> int:
     """Make what is missing of one run; the number of rows made now."""
-    sites = [Site(kind, layer) for kind in layout.kinds for layer in layout.layers]
+    sites = [Site(cast("Any", kind), layer) for kind in layout.kinds for layer in layout.layers]
     start, made = time.monotonic(), 0
     for chunk in writer.missing(layout.run):
         pooled, tokens = extract_chunk(model, eyes, layout, [rows[i] for i in chunk], sites, size)

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -85,7 +85,8 @@ class ActivationWriter:
         missing = [name for name in REQUIRED if not attrs.get(name)]
         if missing:
             raise ArtifactError(f"attribute(s) missing: {', '.join(missing)}", str(path), "give them to the writer")
-        self._path, self._attrs, self._dtype, self._chunk_rows = path, dict(attrs), dtype, chunk_rows
+        self._path, self._attrs, self._chunk_rows = path, dict(attrs), chunk_rows
+        self._dtype: Dtype = dtype
         self._layout = {d.run: d for d in layout}
         key = _digest([self._attrs, [asdict(d) for d in layout], dtype, chunk_rows, VERSION])
         self._work = work / f"chunks-{key[:16]}"
@@ -223,7 +224,7 @@ class ActivationReader:
             with self._reading():
                 self.attrs = self._check_attributes()
                 self._check_links(self._file, path.stat().st_size)
-                self._dtype = cast("Dtype", self.attrs["dtype"])
+                self._dtype: Dtype = cast("Dtype", self.attrs["dtype"])
                 self._rows = {run: self._read_rows(run, n) for run, n in self.attrs["counts"].items()}
         except ArtifactError:
             self._file.close()
@@ -294,7 +295,7 @@ class ActivationReader:
                     dataset[start : start + step]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self) -> Generator[None]:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -321,7 +322,7 @@ class ActivationReader:
     def _check_links(self, group: h5py.Group, size: int) -> None:
         """Refuse whatever points out of the file or claims more bytes than it holds (H4)."""
         for name in group:
-            at = f"{group.name.rstrip('/')}/{name}"
+            at = f"{(group.name or '').rstrip('/')}/{name}"
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise ArtifactError(f"{at} is a link", str(self._path), "do not use files from elsewhere")
             node = group[name]
@@ -435,7 +436,7 @@ def _read_chunk(path: Path) -> dict[str, NDArray[Any]] | None:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
+def _new_file(path: Path) -> Generator[h5py.File]:
     """A new HDF5 file whose objects carry no time stamps (h5py's own `File` gives the root group one)."""
     creation: Any = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
