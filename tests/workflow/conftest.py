@@ -1,4 +1,4 @@
-"""A project in miniature: this tree's files, tiny parameters, a git and a DVC repository of its own, run once per session."""
+"""A project in miniature: this tree's files, tiny parameters, git and DVC repositories of its own, run once."""
 
 import os
 import shutil

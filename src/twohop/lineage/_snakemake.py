@@ -153,6 +153,7 @@ def _job(job: Any) -> RuleJob:
 def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
     """Load the Snakefile of the working directory and build its DAG; nothing is run."""
     from snakemake.api import SnakemakeApi
+    from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings.types import DAGSettings, ExecutionSettings, OutputSettings, Quietness, ResourceSettings
 
     _guard()
@@ -161,8 +162,11 @@ def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
     quiet = OutputSettings(quiet={Quietness.ALL}, log_handler_settings={}, dryrun=True)
     with SnakemakeApi(quiet) as api:
         loaded = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            loaded.dag(DAGSettings(targets=frozenset(targets))).summary()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                loaded.dag(DAGSettings(targets=frozenset(targets))).summary()
+        except (RuleException, WorkflowError) as error:
+            raise TwohopError(f"Snakemake cannot plan: {error}", "Snakefile", "see what `snakemake -n` says") from error
         workflow: Any = loaded._workflow
         workflow.execution_settings = ExecutionSettings()
         workflow.iocache.deactivate()

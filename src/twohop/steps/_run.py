@@ -173,8 +173,13 @@ def _check_after(call: Call, code: Mapping[str, str]) -> None:
         raise TwohopError(
             f"the step ended without writing {', '.join(gone)}", call.label, "this is a fault of the step: report it"
         )
+    if call.code:
+        _check_code(call, code)
+
+
+def _check_code(call: Call, code: Mapping[str, str]) -> None:
     extra = _loaded() - _may_load(call.step)
-    if call.code and extra:
+    if extra:
         raise TwohopError(
             f"it imported source files that its import statements do not show: {', '.join(sorted(extra))}",
             call.label,

@@ -1,0 +1,102 @@
+"""One run per tree; a lock dies with its process."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from twohop.lineage import LockedError, acquire, free_dvc, is_free, occupy_dvc, release
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from twohop.lineage import acquire, occupy_dvc
+    acquire(Path(sys.argv[1]))
+    occupy_dvc(Path(sys.argv[1]))
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def _holder(root: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(root)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+    return tmp_path
+
+
+def test_k01_second_run_is_refused_and_names_the_first(root: Path) -> None:
+    with _holder(root) as first:
+        with pytest.raises(LockedError, match=f"process {first.pid}"):
+            acquire(root)
+        assert not is_free(root)
+        first.kill()
+
+
+def test_c02_the_lock_of_a_killed_run_is_taken_over(root: Path) -> None:
+    with _holder(root) as first:
+        first.kill()
+    (root / ".snakemake/locks").mkdir(parents=True)
+    (root / ".snakemake/locks/0.input.lock").touch()
+    acquire(root)
+    assert not list((root / ".snakemake/locks").iterdir())
+    release(root)
+    assert is_free(root)
+
+
+def test_k03_dvc_is_told_which_process_is_busy(root: Path) -> None:
+    with _holder(root) as first:
+        table = json.loads((root / ".dvc/tmp/rwlock").read_text())
+        assert table["write"][str(root.resolve() / "results")]["pid"] == first.pid
+        with pytest.raises(LockedError, match=f"process {first.pid}"):
+            occupy_dvc(root)
+        first.kill()
+    occupy_dvc(root)
+    free_dvc(root)
+    assert json.loads((root / ".dvc/tmp/rwlock").read_text())["write"] == {}
+
+
+def test_c01_a_step_ends_soon_after_its_run_is_killed(root: Path) -> None:
+    step = """
+        import sys, time
+        from pathlib import Path
+        from twohop.lineage import step_of_run
+        with step_of_run(Path(sys.argv[1])):
+            print("in", flush=True)
+            time.sleep(60)
+    """
+    run = f"""
+        import subprocess, sys
+        from pathlib import Path
+        from twohop.lineage import acquire
+        acquire(Path(sys.argv[1]))
+        child = subprocess.Popen([sys.executable, "-c", {textwrap.dedent(step)!r}, sys.argv[1]])
+        print(child.pid, flush=True)
+        child.wait()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(run), str(root)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    assert process.stdout.readline() == "in\n"
+    with process:
+        process.kill()
+    started = time.monotonic()
+    acquire(root)  # waits for the orphan
+    release(root)
+    assert time.monotonic() - started < 15
+    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()

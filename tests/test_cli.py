@@ -1,0 +1,38 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from twohop.steps._names import STEPS
+
+
+def _twohop(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "twohop", *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_step_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom twohop.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', {'torch', 'transformers', 'polars', 'pydantic', 'numpy'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "HEAVY set()" in out
+    for step in STEPS:
+        assert f"\n    {step}" in out
+
+
+def test_b01_a_bad_file_gives_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("models: {}\n")
+    done = _twohop("check_params", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a01_verify_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
+    done = _twohop("verify", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0 artifacts are what their records say\n")
