@@ -93,7 +93,7 @@ def test_k01_k03_second_run_stops_and_changes_nothing(finished: Any) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("n_entities: 10", "n_entitys: 10", "did you mean 'n_entities'?"),
+        ("n_entities: 10", "n_entitys: 10", "did you mean n_entities?"),
         ("n_entities: 10", "n_entities: 1e1", "YAML"),
         ("inner_folds: 2", "inner_folds: 0", "train_probes.inner_folds"),
     ],
