@@ -82,6 +82,9 @@ def per_model(pattern, *groups):
 if UNDER_DVC:
     or_exit(lineage.check_fingerprint, PARAMS)
 
+if lineage.plans(workflow) and not UNDER_DVC and lineage.is_free(Path()):
+    or_exit(lineage.before_run)
+
 if lineage.works(workflow):
     or_exit(lineage.acquire, Path())
     if not UNDER_DVC:
@@ -95,6 +98,3 @@ if lineage.works(workflow):
         onerror:
             lineage.free_dvc(Path())
             or_exit(lineage.after_run)
-
-elif lineage.plans(workflow) and not UNDER_DVC and lineage.is_free(Path()):
-    or_exit(lineage.before_run)
