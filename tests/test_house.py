@@ -34,7 +34,8 @@ def _unsafe_calls(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             pickled = any(
-                k.arg in ("allow_pickle", "trust_remote_code") and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                k.arg in ("allow_pickle", "trust_remote_code")
+                and not (isinstance(k.value, ast.Constant) and k.value.value is False)
                 for k in node.keywords
             )
             if name in UNSAFE or pickled:
@@ -49,7 +50,13 @@ def test_m03_nothing_is_unpickled(path: Path):
 
 @pytest.mark.parametrize(
     "code",
-    ["import pickle", "from joblib import load", "torch.load(x)", "np.load(x, allow_pickle=True)", "f(trust_remote_code=flag)"],
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(x)",
+        "np.load(x, allow_pickle=True)",
+        "f(trust_remote_code=flag)",
+    ],
 )
 def test_m03_check_finds_what_it_forbids(code: str):
     assert _unsafe_calls(ast.parse(code))

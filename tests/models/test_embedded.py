@@ -14,6 +14,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
 from twohop.errors import ModelError
 from twohop.models import _embedded
 from twohop.models._embedded import Payload, assemble_llava, find_payload, new_folder, resized_positions, tower_config

@@ -1,6 +1,8 @@
 """params.yaml as typed, frozen, documented models; the only reader of the file."""
 
 from twohop.config._analysis import (
+    CaptionRecipe,
+    EarlyRecipe,
     ExtractActivations,
     PatchActivations,
     PlotFigures,
@@ -22,7 +24,9 @@ __all__ = [
     "STYLE_SOURCES",
     "AssembledVlm",
     "BuildQuestions",
+    "CaptionRecipe",
     "CurateEntities",
+    "EarlyRecipe",
     "ExtractActivations",
     "FetchImages",
     "LocalFolder",

@@ -34,7 +34,7 @@ class CaptionRecipe(Section):
 
 
 class EarlyRecipe(Section):
-    """Residual alignment: image tokens are aligned with the name's tokens at an early layer."""
+    """Residual alignment: image tokens are aligned with the repeated name at the input and after an early layer."""
 
     steps: int = Field(ge=1)
     """Optimiser steps."""
@@ -44,6 +44,8 @@ class EarlyRecipe(Section):
     """Peak learning rate."""
     align_layer: int = Field(ge=0)
     """Index of the LLM layer at whose output image tokens are aligned; only layers up to it are run."""
+    align_every: int = Field(ge=1)
+    """Every so many steps the residuals after `align_layer` are compared; on the others the first layer's input."""
     contrast: float = Field(ge=0)
     """Weight of the contrastive term (which entity is it, by distance)."""
     suffix: float = Field(ge=0)

@@ -15,7 +15,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,14 +68,14 @@ def convert_backbone(out: Path) -> None:
 
     gguf = find_payload(BACKBONE)
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    read: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config  # a dequantised model is refused by save_pretrained otherwise
     read.config._name_or_path = ""
     plain = LlamaForCausalLM(read.config)
     plain.load_state_dict(read.state_dict())
     with new_folder(out) as folder:
-        plain.to(torch.float32).save_pretrained(folder)
+        plain.float().save_pretrained(folder)
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
 
 
@@ -131,10 +131,10 @@ def assembled(backbone_dir: Path, tower_dir: Path, projector: Mapping[str, Tenso
     from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaForConditionalGeneration
 
     backbone = AutoModelForCausalLM.from_pretrained(backbone_dir, dtype=torch.float32, local_files_only=True)
-    tower = CLIPVisionModel.from_pretrained(tower_dir, dtype=torch.float32, local_files_only=True)
+    tower: Any = CLIPVisionModel.from_pretrained(tower_dir, dtype=torch.float32, local_files_only=True)
     processor = llava_processor(backbone_dir, tower.config.image_size)
-    model = LlavaForConditionalGeneration(llava_config(backbone.config, tower.config, processor.image_token_id))
-    model = model.to(torch.float32)
+    config = llava_config(backbone.config, tower.config, processor.image_token_id)
+    model: Any = LlavaForConditionalGeneration(config).float()
     model.model.language_model.load_state_dict(backbone.model.state_dict())
     model.lm_head.load_state_dict(backbone.lm_head.state_dict())
     model.model.vision_tower.load_state_dict(tower.state_dict())
@@ -182,7 +182,7 @@ def find_payload(payload: Payload) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Generator[Path]:
     """A hidden folder beside `out` that takes its name after a clean exit; what stood there is replaced."""
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
@@ -299,7 +299,7 @@ def llava_config(text: Any, vision: Any, image_token_id: int) -> Any:
     """`LlavaConfig` in LLaVA-1.5's shape: patches only (no class token), from the tower's last layer."""
     from transformers import LlavaConfig
 
-    return LlavaConfig(
+    config: Any = LlavaConfig(
         vision_config=vision.to_dict(),
         text_config=text.to_dict(),
         image_token_index=image_token_id,
@@ -309,8 +309,9 @@ def llava_config(text: Any, vision: Any, image_token_id: int) -> Any:
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         multimodal_projector_bias=True,
         tie_word_embeddings=bool(text.tie_word_embeddings),
-        pad_token_id=text.pad_token_id,
     )
+    config.pad_token_id = text.pad_token_id
+    return config
 
 
 def llava_processor(backbone_dir: Path, image_size: int) -> Any:
@@ -347,7 +348,7 @@ def tokenizer_with_image(backbone_dir: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _copied_tokenizer(backbone_dir: Path) -> Iterator[Path]:
+def _copied_tokenizer(backbone_dir: Path) -> Generator[Path]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:

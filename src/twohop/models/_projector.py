@@ -5,13 +5,15 @@ LLaVA-1.5, arXiv 2310.03744). Both recipes see the same picture features and dif
 
 1. `caption`: LLaVA's stage 1. Cross-entropy of the entity's name after a caption prompt, through the whole frozen
    language model.
-2. `early`: the residual stream of the image tokens at an early layer equals the language model's own residual at the
-   tokens of the name in the same text ("residual alignment"); only the layers up to that one are run.
+2. `early`: the residual stream of the image tokens equals the language model's own residual at the tokens of the name,
+   repeated as often as it fits ("residual alignment"), at two depths: at the input of the first layer on every step, and
+   after an early layer, in a text, on every few steps; only the layers up to that one are run.
 
 Numbers in, numbers out: the only file this module touches is the checkpoint that lets a killed training go on.
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +22,8 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,8 +51,10 @@ WARM_UP = 0.05
 """Share of the steps with a rising learning rate (LLaVA's stage 1 takes 0.03)."""
 CLIP_NORM = 1.0
 """Largest gradient norm of a step."""
-TEMPERATURE = 0.1
-"""Of the contrastive term, in units of the mean squared distance between two entities' residuals."""
+TEMPERATURE = 0.2
+"""Of the contrastive term, in units of the targets' variance."""
+TARGET_BATCH = 32
+"""Entities whose residuals are computed at once; bounds memory."""
 CHECKPOINT_EVERY = 25
 """Steps between two checkpoints."""
 
@@ -73,7 +79,9 @@ class TrainingPlan:
     seed: int
     align_layer: int = 5
     """Recipe `early`: index of the decoder layer whose output is aligned; layers 0 to this one are run."""
-    contrast: float = 1.0
+    align_every: int = 16
+    """Recipe `early`: every so many steps compare residuals after `align_layer`, the others the first layer's input."""
+    contrast: float = 0.3
     """Recipe `early`: weight of the contrastive term."""
     suffix: float = 0.3
     """Recipe `early`: weight of the residuals at the text after the picture."""
@@ -178,7 +186,7 @@ def _objective(
 ) -> Objective:
     if plan.recipe == "caption":
         return _Caption(decoder, lm_head, tokenizer, data.names)
-    return _Early(decoder, tokenizer, data.names, plan)
+    return _Early(decoder, tokenizer, data.names, data.features.shape[2], plan)
 
 
 def _moments(features: Tensor) -> tuple[Float[Tensor, " d_vision"], Float[Tensor, " d_vision"]]:
@@ -239,8 +247,10 @@ def _save(
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp")
-    state = {"projector": projector.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({"plan": asdict(plan), "losses": losses, **state}, tmp)
+    tensors = {f"projector.{name}": value for name, value in projector.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    save_file(tensors, tmp, metadata={"plan": json.dumps(asdict(plan)), "losses": json.dumps(losses)})
     tmp.replace(path)
 
 
@@ -250,12 +260,22 @@ def _resume(
     """Losses so far; loads the checkpoint when it belongs to this plan."""
     if path is None or not path.exists():
         return []
-    saved = cast("dict[str, Any]", torch.load(path, weights_only=True))
-    if saved["plan"] != asdict(plan):
-        return []
-    projector.load_state_dict(saved["projector"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return list(saved["losses"])
+    with safe_open(path, "pt") as f:
+        saved: dict[str, str] = f.metadata()
+        if json.loads(saved["plan"]) != asdict(plan):
+            return []
+        tensors: dict[str, Tensor] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+    projector.load_state_dict(_below("projector", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below("optimizer", tensors).items():
+        index, _, key = name.partition(".")
+        moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return list(json.loads(saved["losses"]))
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------
@@ -323,62 +343,74 @@ class _Caption:
 
 
 class _Early:
-    """Residual alignment at one early layer; one text per step, in turn.
+    """Residual alignment at two depths.
 
-    Three terms, each in units of the targets' variance between entities: the last image tokens against the name's
-    tokens (right-aligned), a contrast of the last image token against all entities' last name tokens (InfoNCE, van
-    den Oord et al. 2018, arXiv 1807.03748), and the tokens after the picture against the same tokens after the name.
+    Image token p is compared with token p of the name repeated to the picture's length, right-aligned, so that every
+    image token carries the entity wherever later tokens look. On most steps the comparison is at the first layer's
+    input: squared distance plus a contrast against all entities (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748).
+    On every `align_every`-th step the first layers run on a text, and the residuals of the image tokens and of the
+    tokens after them are compared with the language model's own, all in units of the targets' spread.
     """
 
-    def __init__(self, decoder: nn.Module, tokenizer: Tokenizer, names: Sequence[str], plan: TrainingPlan) -> None:
+    def __init__(
+        self, decoder: nn.Module, tokenizer: Tokenizer, names: Sequence[str], n_image: int, plan: TrainingPlan
+    ) -> None:
         self.decoder, self.plan = first_layers(decoder, plan.align_layer + 1), plan
         unique = list(dict.fromkeys(names))
         self.entity = torch.tensor([unique.index(name) for name in names])
-        self.texts = [_tokenized(tokenizer, text, unique) for text in ALIGN_TEXTS]
-        self.targets = [_targets(self.decoder, text) for text in self.texts]
+        ids = torch.tensor([_repeated(_ids(tokenizer, f" {name}"), n_image) for name in unique])
+        self.inputs: Float[Tensor, "entity image_token d_model"] = cast("nn.Module", decoder.embed_tokens)(ids).detach()
+        self.spread = (self.inputs - self.inputs.mean((0, 1))).square().mean()
+        self.texts = [_tokenized(tokenizer, text, ()) for text in ALIGN_TEXTS]
+        self.targets = [_targets(self.decoder, text, self.inputs) for text in self.texts]
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
-        text, target = (x[step % len(self.texts)] for x in (self.texts, self.targets))
-        entity, n_image = self.entity[pictures], image.shape[1]
-        after = torch.tensor([text.after]).expand(len(image), -1)
+        entity, turn = self.entity[pictures], (step + 1) // self.plan.align_every
+        if (step + 1) % self.plan.align_every:
+            return self._at_input(image, entity)
+        which = turn % len(self.texts)
+        return self._after_layers(image, entity, self.texts[which], self.targets[which])
+
+    def _at_input(self, image: Tensor, entity: Tensor) -> Tensor:
+        gap = (image - self.inputs[entity]).square().mean() / self.spread
+        if not self.plan.contrast:
+            return gap
+        return gap + self.plan.contrast * _contrast(image, self.inputs, entity, self.spread)
+
+    def _after_layers(self, image: Tensor, entity: Tensor, text: "_Text", target: "_Targets") -> Tensor:
+        n_image, after = image.shape[1], torch.tensor([text.after]).expand(len(image), -1)
         embeds = _with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
         resid = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, len(text.before) :]
-        seen = resid[:, :n_image].flip(1)[:, : target.name.shape[1]]
-        depth = seen.shape[1]
-        gap = ((seen - target.name[entity, :depth]) / target.scale).square().mean(-1)
-        weight = target.known[entity, :depth].float()
-        loss = (gap * weight).sum() / weight.sum()
-        loss = loss + self.plan.contrast * _contrast(seen[:, 0], target, entity)
+        gap = ((resid[:, :n_image] - target.name[entity]) / target.scale).square().mean()
         follow = ((resid[:, n_image:] - target.after[entity]) / target.after_scale).square().mean()
-        return loss + self.plan.suffix * follow
+        return gap + self.plan.suffix * follow
+
+
+def _repeated(ids: Sequence[int], length: int) -> list[int]:
+    """The name's tokens again and again, ending with its last one; of a longer name the last tokens."""
+    return [ids[(i - length) % len(ids)] for i in range(length)] if len(ids) <= length else list(ids[-length:])
 
 
 @dataclass(frozen=True)
 class _Targets:
     """The language model's own residuals in one text, per entity."""
 
-    name: Float[Tensor, "entity name_token d_model"]
-    """Counted from the name's last token backwards, zero-padded."""
-    known: Float[Tensor, "entity name_token"]
-    """1 where the name has such a token."""
+    name: Float[Tensor, "entity image_token d_model"]
     after: Float[Tensor, "entity after_token d_model"]
-    scale: Float[Tensor, " d_model"]
-    """Standard deviation between entities at the last name token."""
+    scale: Float[Tensor, "image_token d_model"]
+    """Standard deviation between entities."""
     after_scale: Float[Tensor, "after_token d_model"]
 
 
 @torch.no_grad()
-def _targets(decoder: nn.Module, text: _Text) -> _Targets:
-    names, after = [], []
-    longest = max(map(len, text.names.values()))
-    for ids in text.names.values():
-        row = torch.tensor([[*text.before, *ids, *text.after]])
-        resid = decoder(input_ids=row, use_cache=False).last_hidden_state[0, len(text.before) :]
-        names.append(functional.pad(resid[: len(ids)].flip(0), (0, 0, 0, longest - len(ids))))
-        after.append(resid[len(ids) :])
-    name, follow = torch.stack(names), torch.stack(after)
-    known = torch.tensor([[float(i < len(ids)) for i in range(longest)] for ids in text.names.values()])
-    return _Targets(name, known, follow, _spread(name[:, 0]), _spread(follow))
+def _targets(decoder: nn.Module, text: _Text, inputs: Float[Tensor, "entity image_token d_model"]) -> _Targets:
+    embed, resid = cast("nn.Module", decoder.embed_tokens), []
+    for rows in inputs.split(TARGET_BATCH):
+        after = torch.tensor([text.after]).expand(len(rows), -1)
+        embeds = _with_text(embed, text.before, rows, after)
+        resid.append(decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, len(text.before) :])
+    name, follow = torch.cat(resid).split([inputs.shape[1], len(text.after)], 1)
+    return _Targets(name, follow, _spread(name), _spread(follow))
 
 
 def _spread(values: Tensor) -> Tensor:
@@ -387,11 +419,17 @@ def _spread(values: Tensor) -> Tensor:
     return std.clamp_min(0.1 * float(std.mean()))
 
 
-def _contrast(seen: Float[Tensor, "batch d_model"], target: _Targets, entity: Tensor) -> Tensor:
-    """InfoNCE over all entities by distance in units of the spread."""
-    mine, theirs = seen / target.scale, target.name[:, 0] / target.scale
-    distance = (mine[:, None] - theirs[None]).square().mean(-1)
-    return functional.cross_entropy(-distance / TEMPERATURE, entity)
+def _contrast(
+    image: Float[Tensor, "batch image_token d_model"],
+    inputs: Float[Tensor, "entity image_token d_model"],
+    entity: Tensor,
+    spread: Tensor,
+) -> Tensor:
+    """InfoNCE of every image token over all entities' tokens at its place, by mean squared distance."""
+    dot = torch.einsum("bpd,epd->bpe", image, inputs)
+    squares = image.square().sum(-1)[..., None] + inputs.square().sum(-1).T[None]
+    distance = (squares - 2 * dot) / (image.shape[-1] * spread)
+    return functional.cross_entropy((-distance / TEMPERATURE).flatten(0, 1), entity.repeat_interleave(image.shape[1]))
 
 
 def first_layers(decoder: nn.Module, n_layers: int) -> nn.Module:

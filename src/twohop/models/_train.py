@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twohop.config import AssembledVlm, ModelEntry, PrepareModel, TrainProjector
@@ -52,13 +53,15 @@ def train_assembled(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = _assembled(entry)
-    features = _kept(work / "features.pt", lambda: tower_features(tower_folder(source.tower, prepare), pictures))
+    features = _kept(
+        work / "features.safetensors", lambda: tower_features(tower_folder(source.tower, prepare), pictures)
+    )
     folder = language_folder()
     net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     tokenizer = cast("_projector.Tokenizer", AutoTokenizer.from_pretrained(folder, local_files_only=True))
     data = _projector.TrainingSet(features, tuple(names))
     return _projector.train(
-        net.model, net.lm_head, tokenizer, data, plan_of(source, settings), work / "checkpoint.pt", progress
+        net.model, net.lm_head, tokenizer, data, plan_of(source, settings), work / "checkpoint.safetensors", progress
     )
 
 
@@ -85,7 +88,7 @@ def tower_features(
     """Last-layer patch features of every copy of every picture, float16 (class token left out)."""
     from transformers import CLIPVisionModel
 
-    tower = CLIPVisionModel.from_pretrained(tower_dir, dtype=torch.float32, local_files_only=True).eval()
+    tower: Any = CLIPVisionModel.from_pretrained(tower_dir, dtype=torch.float32, local_files_only=True).eval()
     processor = _embedded.image_processor(tower.config.image_size)
     flat = [copy.convert("RGB") for copies in pictures for copy in copies]
     parts: list[Tensor] = []
@@ -100,9 +103,9 @@ def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = path.with_name(f".{path.name}.tmp")
-        torch.save(make(), tmp)
+        save_file({"features": make()}, tmp)
         tmp.replace(path)
-    return cast("Tensor", torch.load(path, weights_only=True))
+    return load_file(path)["features"]
 
 
 def _assembled(entry: ModelEntry) -> AssembledVlm:
