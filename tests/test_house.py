@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: arrows between rooms, no unpickling, no prints, tests with names that exist."""
+"""The house rules that a machine can check: arrows between rooms, no unpickling, docstrings."""
 
 import ast
 import subprocess

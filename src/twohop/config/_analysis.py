@@ -166,7 +166,7 @@ class RecoverRecall(Section):
     """Recovery by prompting (study, section 6)."""
 
     name_then_answer: str
-    """Prompt of the one-turn strategy; `{entity}` is the picture. The model writes the name, then the question follows."""
+    """Prompt of the one-turn strategy; `{entity}` is the picture. It writes the name, then the question follows."""
     max_new_tokens: int = Field(ge=1, le=64)
     """Longest written name, in tokens; the answers have run_benchmark.max_new_tokens, so that strategies compare."""
     batch: int = Field(ge=1)

@@ -6,8 +6,8 @@ LLaVA-1.5, arXiv 2310.03744). Both recipes see the same picture features and dif
 1. `caption`: LLaVA's stage 1. Cross-entropy of the entity's name after a caption prompt, through the whole frozen
    language model.
 2. `early`: the residual stream of the image tokens equals the language model's own residual at the tokens of the name,
-   repeated as often as it fits ("residual alignment"), at two depths: at the input of the first layer on every step, and
-   after an early layer, in a text, on every few steps; only the layers up to that one are run.
+   repeated as often as it fits ("residual alignment"), at two depths: at the input of the first layer on most steps,
+   and after an early layer, in a text, on every few; only the layers up to that one are run.
 
 Numbers in, numbers out: the only file this module touches is the checkpoint that lets a killed training go on.
 """

@@ -56,7 +56,7 @@ QUESTIONS = {
     "picture_id": Text,
     "split": Text,  # "dev" or "test", by entity
     "n_name_tokens": Count,  # in context, for this model's tokenizer
-    "corrupted_id": Text,  # question_id of the corrupted twin: same relation, other answer, same n_name_tokens; null: none
+    "corrupted_id": Text,  # question_id of the twin: same relation, other answer, same n_name_tokens; null: none
     "clean_token": Count,  # token id of m's first term: the first answer token that differs; null when there is no twin
     "corrupted_token": Count,  # token id of m's second term
 }
