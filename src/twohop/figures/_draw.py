@@ -34,7 +34,6 @@ INTERVENTIONS = {
     "oracle": "back-patching, best pair (oracle)",
 }
 """Rows of the patching figure: name in the outcomes table, words."""
-_ONLY_LOST = ("moved", "back_patch", "oracle")
 STRATEGIES = {
     "direct": "direct",
     "name_then_answer": "name it, then answer",
@@ -177,16 +176,16 @@ def _intervention_panel(ax: Axes, study: Study, patching: Record, part: str) -> 
     if not any(i["value"] is not None for found in rows.values() for i in found.values()):
         look.empty(ax)
         return
-    names = [i for i in INTERVENTIONS if part == "recovered" or i not in _ONLY_LOST]
+    measured = {name for found in rows.values() for name, i in found.items() if i["value"] is not None}
     step = 0.6 / max(len(rows), 1)
     for j, (model, found) in enumerate(rows.items()):
         for i, name in enumerate(INTERVENTIONS):
-            if name in found and name in names:
+            if name in found and name in measured:
                 y, marker = i + (j - (len(rows) - 1) / 2) * step, "D" if name in ("oracle", "moved") else "o"
                 n = patching[model]["n_lost" if part == "recovered" else "n_kept"]
                 look.dot(ax, y, found[name], colour(study, model), marker, f"{model} (n = {n})" if i == 0 else None)
     for i, name in enumerate(INTERVENTIONS):
-        if name not in names:
+        if name not in measured:
             ax.text(0, i, "not measured here", va="center", color="#666666", style="italic", fontsize=7)
     look.percent_axis(ax, "x", "share of questions")
     look.rows_from_top(ax, list(INTERVENTIONS.values()))
