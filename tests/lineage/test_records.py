@@ -110,3 +110,20 @@ def test_trace_walks_back_and_flags_another_run(tmp_path: Path) -> None:
 def test_trace_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file"):
         list(trace(tmp_path / "x"))
+
+
+def test_a01_a_projector_of_the_repository_is_checked_against_its_training_log(tmp_path: Path) -> None:
+    projector, log = tmp_path / "m/projector.safetensors", tmp_path / "m/log.json"
+    projector.parent.mkdir()
+    projector.write_bytes(b"weights")
+    write_json(log, {"projector_sha256": sha256_file(projector)})
+    assert verify((tmp_path,)) == (1, [])
+    projector.write_bytes(b"weightz")
+    assert [(f.path, f.what) for f in verify((tmp_path,))[1]] == [
+        (str(projector), "its bytes differ from the sha256 in its training log")
+    ]
+    log.write_text("{}")
+    assert [f.path for f in verify((tmp_path,))[1]] == [str(log)]
+    projector.unlink()
+    write_json(log, {"projector_sha256": "0"})
+    assert [f.what for f in verify((tmp_path,))[1]] == ["missing"]

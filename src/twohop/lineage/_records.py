@@ -10,6 +10,8 @@ from typing import Any
 from twohop.errors import ArtifactError
 
 RECORD = "lineage.json"
+TRAINING_LOG, PROJECTOR = "log.json", "projector.safetensors"
+"""What `train_projector` leaves; under data/models the log stands for a record that git does not hold."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,26 @@ def verify(folders: tuple[Path, ...]) -> tuple[int, list[Fault]]:
                 known.add(file)
                 read += 1
                 faults += _check(file, output)
+        for log in (p for p in sorted(folder.rglob(TRAINING_LOG)) if p not in known):
+            known |= {log, log.parent / PROJECTOR}
+            read += 1
+            faults += _check_logged(log)
         faults += [Fault(str(p), "no record names this file") for p in _strays(folder, known)]
     return read, faults
+
+
+def _check_logged(log: Path) -> Iterator[Fault]:
+    """A projector that came with git: its training log holds the sha256."""
+    file = log.parent / PROJECTOR
+    try:
+        recorded = json.loads(log.read_text(encoding="utf-8"))["projector_sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        yield Fault(str(log), f"not a training log: {error!r}")
+        return
+    if not file.exists():
+        yield Fault(str(file), "missing")
+    elif sha256(file) != recorded:
+        yield Fault(str(file), "its bytes differ from the sha256 in its training log")
 
 
 def _check(file: Path, output: OutputFile) -> Iterator[Fault]:
