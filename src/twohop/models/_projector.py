@@ -15,7 +15,7 @@ Numbers in, numbers out: the only file this module touches is the checkpoint tha
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -283,22 +283,16 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Text:
-    """A prompt in ids: what stands before and after the picture or the name, and every entity's name."""
+    """A prompt in ids: what stands before and after the picture."""
 
     before: list[int]
     after: list[int]
-    names: dict[str, list[int]]
 
 
-def _tokenized(tokenizer: Tokenizer, template: str, names: Iterable[str]) -> _Text:
+def _tokenized(tokenizer: Tokenizer, template: str) -> _Text:
     """The space before `{entity}` belongs to the name's first token; a picture takes its place too."""
     before, after = template.split("{entity}")
-    space = " " if before.endswith(" ") else ""
-    return _Text(
-        _ids(tokenizer, before.removesuffix(" ")),
-        _ids(tokenizer, after),
-        {name: _ids(tokenizer, space + name) for name in dict.fromkeys(names)},
-    )
+    return _Text(_ids(tokenizer, before.removesuffix(" ")), _ids(tokenizer, after))
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -324,7 +318,7 @@ class _Caption:
 
     def __init__(self, decoder: nn.Module, lm_head: nn.Module, tokenizer: Tokenizer, names: Sequence[str]) -> None:
         self.decoder, self.lm_head, self.names = decoder, lm_head, names
-        self.texts = [_tokenized(tokenizer, prompt, ()) for prompt in CAPTION_PROMPTS]
+        self.texts = [_tokenized(tokenizer, prompt) for prompt in CAPTION_PROMPTS]
         self.targets = {name: _ids(tokenizer, f" {name}.") for name in dict.fromkeys(names)}
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
@@ -361,7 +355,7 @@ class _Early:
         ids = torch.tensor([_repeated(_ids(tokenizer, f" {name}"), n_image) for name in unique])
         self.inputs: Float[Tensor, "entity image_token d_model"] = cast("nn.Module", decoder.embed_tokens)(ids).detach()
         self.spread = (self.inputs - self.inputs.mean((0, 1))).square().mean()
-        self.texts = [_tokenized(tokenizer, text, ()) for text in ALIGN_TEXTS]
+        self.texts = [_tokenized(tokenizer, text) for text in ALIGN_TEXTS]
         self.targets = [_targets(self.decoder, text, self.inputs) for text in self.texts]
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
