@@ -223,8 +223,9 @@ def write_lineage(path: Path, step: str, model: str | None, made_by: str | None 
     wrote = {"name": "y", "path": f"results/{step}/y", "sha256": "34" * 32, "bytes": 5}
     record = {
         "run_id": name, "step": step, "model": model, "params": {"seed": 0, "note": "</pre><script>alert(1)</script>"}, "inputs": [read],
-        "outputs": [wrote], "code": {}, "commit": "f" * 40, "dirty": False, "versions": {}, "platform": "x", "threads": 1,
-        "started": "2026-01-01T00:00:00+00:00", "seconds": 1.5, "peak_mib": 100.0, "summary": {"done": 3},
+        "outputs": [wrote], "code": {}, "commit": "f" * 40, "dirty": False, "versions": {}, "host": {}, "threads": 1,
+        "format": 2, "key": "k", "params_sha256": "p", "code_sha256": "c", "batch": None, "models": [], "command": "twohop",
+        "started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:00:01+00:00", "seconds": 1.5, "peak_mib": 100.0, "summary": {"done": 3},
     }  # fmt: skip
     write_json(path, record)
     return path

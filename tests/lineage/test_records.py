@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twohop.errors import ArtifactError
-from twohop.lineage import InputFile, OutputFile, Record, read_record, record_of, trace, verify
+from twohop.lineage import FORMAT, InputFile, OutputFile, Record, read_record, record_of, trace, verify
 from twohop.store import sha256_file, write_json
 
 BLANK = Record(
@@ -21,7 +21,15 @@ BLANK = Record(
     commit=None,
     dirty=None,
     versions={},
-    platform="",
+    host={},
+    format=FORMAT,
+    key="key",
+    params_sha256="",
+    batch=None,
+    code_sha256="",
+    models=(),
+    command="",
+    ended="2026-01-01T00:00:00+00:00",
     threads=1,
     started="2026-01-01T00:00:00+00:00",
     seconds=0.0,

@@ -74,7 +74,7 @@ def job(
     out.mkdir(exist_ok=True)
     named = {name: (path,) for name, path in inputs.items()}
     entry = {f"models.{model}": ENTRIES[model]} if model in ENTRIES else {}
-    return Job(step, model, {**params, **entry}, named, {o: out / o for o in outputs}, out / "work")
+    return Job(step, model, {**params, **entry}, named, {o: out / o for o in outputs}, out / "work", {"step": step})
 
 
 def _picture(entity: str, style: str, files: dict[str, bytes]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def job(folder: Path, role: str, name: str = "a", **changes: Any) -> Job:
         f"models.{role}": entry(role).model_dump(mode="json"),
     }
     out = {"activations": folder / f"{role}-{name}.h5"}
-    return Job("extract_activations", role, params, inputs, out, folder / f"work-{role}-{name}")
+    return Job("extract_activations", role, params, inputs, out, folder / f"work-{role}-{name}", {"key": "1"})
 
 
 def test_backbone_has_the_text_run_only(folder: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from twohop import cli
+from twohop.cli import _steps
 from twohop.errors import TwohopError
+from twohop.lineage import digest_of
 from twohop.steps import _run
 from twohop.steps._names import Declared
 from twohop.steps._step import Job, Step
@@ -44,7 +46,7 @@ def job_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             params={"fake_step": {"a": 1}, "models.m": {}},
             inputs={"source": (Path("in.txt"),)},
             outputs={"result": Path("out/result.txt"), "lineage": Path("out/lineage.json")},
-            code=(),
+            code={},
             threads=1,
         )
 
@@ -121,10 +123,10 @@ def test_b04_a_call_that_does_not_fit_is_refused(
 
 def test_undeclared_imports_are_refused(job_of: Callable[[Body], _run.Call], monkeypatch: pytest.MonkeyPatch) -> None:
     call = job_of(_write)
-    monkeypatch.setattr(_run, "project_closure", lambda module, root: ("in.txt",))
+    monkeypatch.setattr(_run, "step_code", lambda step: {"in.txt": "1"})
     monkeypatch.setattr(_run, "_may_load", lambda step: {"twohop/errors.py"})
     with pytest.raises(TwohopError, match="import statements do not show"):
-        _run.run(_run.Call(**{**vars(call), "code": ("in.txt",)}))
+        _run.run(_run.Call(**{**vars(call), "code": {"code": digest_of({"in.txt": "1"})}}))
     assert not Path("out/result.txt").exists()
 
 
@@ -135,11 +137,11 @@ def test_code_edited_meanwhile_is_refused(job_of: Callable[[Body], _run.Call], m
 
     Path("code.py").write_text("old")
     call = job_of(edit)
-    monkeypatch.setattr(_run, "project_closure", lambda module, root: ("code.py",))
+    monkeypatch.setattr(_run, "step_code", lambda step: {"code.py": Path("code.py").read_text()})
     monkeypatch.setattr(_run, "_loaded", set)
     monkeypatch.setattr(_run, "_may_load", lambda step: set())
     with pytest.raises(TwohopError, match=r"edited while it ran: code\.py"):
-        _run.run(_run.Call(**{**vars(call), "code": ("code.py",)}))
+        _run.run(_run.Call(**{**vars(call), "code": {"code": digest_of({"code.py": "old"})}}))
     assert not Path("out/result.txt").exists()
 
 
@@ -156,8 +158,8 @@ def test_c07_full_disk_is_told_without_a_traceback(
         raise fault
 
     job_of(full)
-    monkeypatch.setattr(cli, "STEPS", ("fake_step",))
-    monkeypatch.setattr(cli, "summary_of", lambda step: "")
+    monkeypatch.setattr(_steps, "STEPS", ("fake_step",))
+    monkeypatch.setattr(_steps, "summary_of", lambda step: "")
     words = "fake_step --model m --in source in.txt --out result out/r --out lineage out/l --params"
     assert cli.main([*words.split(), '{"fake_step": {}, "models.m": {}}']) == 2
     assert capsys.readouterr().err.startswith("error: the disk is full")

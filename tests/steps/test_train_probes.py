@@ -13,7 +13,7 @@ from small_study import job
 from twohop.errors import DataError
 from twohop.steps import train_probes
 from twohop.steps._step import Job
-from twohop.store import ActivationReader, ActivationWriter, Dataset, read_json, read_table, schemas, write_table
+from twohop.store import ActivationReader, ActivationWriter, Dataset, read_json, read_table, schemas
 
 N, D, LAYERS = 12, 16, (-1, 0, 1, 2, 3)
 STYLES = {
@@ -42,7 +42,11 @@ ATTRS = {
     "groups": {"image": "picture tokens", "last": "the predicting position"},
     "prompts_sha256": "1" * 64,
     "versions": {"torch": "2"},
+    "lineage": {"step": "extract_activations", "key": "2" * 64},
 }
+
+
+SHOWN = ("picture_id", "entity_id", "art_source", "style")
 
 
 def _manifest() -> pl.DataFrame:
@@ -69,7 +73,9 @@ def _activations(path: Path) -> None:
     image = noise * 0.3
     entity = [int(r[1:3]) for r in rows]
     image[:, 2:] += centre[entity][:, None]
-    layout = Dataset("pictures", tuple(rows), ("resid_post",), ("image", "last"), LAYERS, D)
+    shown = {row["picture_id"]: row for row in _manifest().select(*SHOWN).iter_rows(named=True)}
+    columns = {name: tuple(shown[r.split("#")[0]][name] for r in rows) for name in SHOWN}
+    layout = Dataset("pictures", tuple(rows), ("resid_post",), ("image", "last"), LAYERS, D, columns=columns)
     out = ActivationWriter(path, path.parent / "chunks", ATTRS, [layout], dtype="float32", chunk_rows=32)
     values = {"image": image, "last": noise}
     for chunk in out.missing("pictures"):
@@ -81,8 +87,7 @@ def _activations(path: Path) -> None:
 def call(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("probes")
     _activations(folder / "activations.h5")
-    write_table(folder / "manifest.parquet", _manifest(), schemas.MANIFEST)
-    inputs = {"activations": folder / "activations.h5", "manifest": folder / "manifest.parquet"}
+    inputs = {"activations": folder / "activations.h5"}
     made = job("train_probes", "tiny", folder, PARAMS, inputs, *train_probes.STEP.outputs)
     train_probes.run(made)
     return made

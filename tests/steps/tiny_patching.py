@@ -190,7 +190,7 @@ def _write_activations(study: Study, model: Model, path: Path) -> None:
         pooled.append(values.mean(0))
     counts = tuple(len(t) for t in tokens)
     layout = Dataset("text", tuple(ids), ("mlp_write",), ("entity",), tuple(range(LAYERS)), D_MODEL, counts)
-    attrs = dict.fromkeys(("model", "revision", "sites", "groups", "prompts_sha256", "versions"), "test")
+    attrs = dict.fromkeys(("model", "revision", "sites", "groups", "prompts_sha256", "versions", "lineage"), "test")
     writer = ActivationWriter(path, path.with_suffix(".work"), attrs, [layout], "float32", 8)
     for rows in writer.missing("text"):
         group = {("mlp_write", "entity"): np.stack([pooled[i] for i in rows])}

@@ -19,6 +19,7 @@ ATTRS = {
     "groups": {"entity": "tokens of the name", "last": "the predicting position"},
     "prompts_sha256": "1" * 64,
     "versions": {"torch": "2"},
+    "lineage": {"step": "extract_activations"},
 }
 ROWS = tuple(f"flags:F{i}/capital" for i in range(5))
 TEXT = Dataset("text", ROWS, ("mlp_write", "resid_post"), ("entity", "last"), (0, 1, 2), 8, (1, 2, 3, 2, 1))

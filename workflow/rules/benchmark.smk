@@ -12,7 +12,6 @@ rule build_questions:
         facts="results/curate_entities/facts.parquet",
         manifest="results/fetch_images/manifest.parquet",
         card="results/prepare_model/{model}/card.json",
-        code=code_of("build_questions"),
     output:
         questions="results/build_questions/{model}/questions.parquet",
         lineage="results/build_questions/{model}/lineage.json",
@@ -21,10 +20,11 @@ rule build_questions:
     params:
         call=lineage.arguments,
         slice=slice_of("build_questions"),
+        code=code_of("build_questions"),
     message:
         "build_questions: {wildcards.model}"
     shell:
-        "twohop build_questions {params.call} --params {params.slice:q} 2> {log}"
+        "twohop build_questions {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule run_benchmark:
@@ -34,7 +34,6 @@ rule run_benchmark:
         manifest="results/fetch_images/manifest.parquet",
         pictures="results/fetch_images/pictures.zip",
         card="results/prepare_model/{model}/card.json",
-        code=code_of("run_benchmark"),
     output:
         answers="results/run_benchmark/{model}/answers.parquet",
         recognition="results/run_benchmark/{model}/recognition.parquet",
@@ -48,7 +47,8 @@ rule run_benchmark:
     params:
         call=lineage.arguments,
         slice=slice_of("run_benchmark"),
+        code=code_of("run_benchmark"),
     message:
         "run_benchmark: {wildcards.model}"
     shell:
-        "twohop run_benchmark {params.call} --params {params.slice:q} 2> {log}"
+        "twohop run_benchmark {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"

@@ -28,6 +28,7 @@ BACKBONES, VLMS, CONTROLS = (
     PARAMS.names(role) for role in ("backbone", "vlm", "control")
 )
 MODELS = [*BACKBONES, *VLMS, *CONTROLS]
+CODE = or_exit(lineage.step_codes, PARAMS.hash_code.rerun_on_versions)
 UNDER_DVC = "DVC_STAGE" in os.environ
 CORES = workflow.cores or len(os.sched_getaffinity(0))
 # Two models side by side; DVC runs one stage, and so often one job, at a time.
@@ -47,8 +48,8 @@ wildcard_constraints:
 
 
 def code_of(step):
-    """The source files that a step's result depends on."""
-    return list(or_exit(lineage.project_closure, f"twohop.steps.{step}", Path.cwd()))
+    """Digest of the code that a step's result depends on, and of the libraries that params.yaml names."""
+    return lineage.CodeKey(CODE[step])
 
 
 def slice_of(step):

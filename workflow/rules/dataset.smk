@@ -7,8 +7,6 @@
 
 
 rule curate_entities:
-    input:
-        code=code_of("curate_entities"),
     output:
         entities="results/curate_entities/entities.parquet",
         facts="results/curate_entities/facts.parquet",
@@ -19,17 +17,17 @@ rule curate_entities:
     params:
         call=lineage.arguments,
         slice=slice_of("curate_entities"),
+        code=code_of("curate_entities"),
     message:
         "curate_entities: entities and facts"
     shell:
-        "twohop curate_entities {params.call} --params {params.slice:q} 2> {log}"
+        "twohop curate_entities {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule fetch_images:
     input:
         entities="results/curate_entities/entities.parquet",
         picture_sources="results/curate_entities/picture_sources.parquet",
-        code=code_of("fetch_images"),
     output:
         pictures="results/fetch_images/pictures.zip",
         manifest="results/fetch_images/manifest.parquet",
@@ -40,7 +38,8 @@ rule fetch_images:
     params:
         call=lineage.arguments,
         slice=slice_of("fetch_images"),
+        code=code_of("fetch_images"),
     message:
         "fetch_images: pictures"
     shell:
-        "twohop fetch_images {params.call} --params {params.slice:q} 2> {log}"
+        "twohop fetch_images {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"

@@ -14,7 +14,6 @@ rule score_attribution:
         manifest="results/fetch_images/manifest.parquet",
         pictures="results/fetch_images/pictures.zip",
         card="results/prepare_model/{model}/card.json",
-        code=code_of("score_attribution"),
     output:
         scores="results/score_attribution/{model}/scores.parquet",
         validation="results/score_attribution/{model}/validation.parquet",
@@ -31,10 +30,11 @@ rule score_attribution:
     params:
         call=lineage.arguments,
         slice=slice_of("score_attribution"),
+        code=code_of("score_attribution"),
     message:
         "score_attribution: {wildcards.model}"
     shell:
-        "twohop score_attribution {params.call} --params {params.slice:q} 2> {log}"
+        "twohop score_attribution {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule patch_activations:
@@ -51,7 +51,6 @@ rule patch_activations:
             "results/extract_activations/{model}/activations.h5"
         ),
         backbone_answers=of_backbone("results/run_benchmark/{model}/answers.parquet"),
-        code=code_of("patch_activations"),
     output:
         outcomes="results/patch_activations/{model}/outcomes.parquet",
         metrics="results/patch_activations/{model}/metrics.json",
@@ -66,10 +65,11 @@ rule patch_activations:
     params:
         call=lineage.arguments,
         slice=slice_of("patch_activations"),
+        code=code_of("patch_activations"),
     message:
         "patch_activations: {wildcards.model}"
     shell:
-        "twohop patch_activations {params.call} --params {params.slice:q} 2> {log}"
+        "twohop patch_activations {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule recover_recall:
@@ -81,7 +81,6 @@ rule recover_recall:
         card="results/prepare_model/{model}/card.json",
         answers="results/run_benchmark/{model}/answers.parquet",
         backbone_answers=of_backbone("results/run_benchmark/{model}/answers.parquet"),
-        code=code_of("recover_recall"),
     output:
         recovered="results/recover_recall/{model}/recovered.parquet",
         metrics="results/recover_recall/{model}/metrics.json",
@@ -96,7 +95,8 @@ rule recover_recall:
     params:
         call=lineage.arguments,
         slice=slice_of("recover_recall"),
+        code=code_of("recover_recall"),
     message:
         "recover_recall: {wildcards.model}"
     shell:
-        "twohop recover_recall {params.call} --params {params.slice:q} 2> {log}"
+        "twohop recover_recall {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"

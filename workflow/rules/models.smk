@@ -12,7 +12,6 @@
 rule prepare_model:
     input:
         projector=projector_of,
-        code=code_of("prepare_model"),
     output:
         card="results/prepare_model/{model}/card.json",
         lineage="results/prepare_model/{model}/lineage.json",
@@ -24,15 +23,14 @@ rule prepare_model:
     params:
         call=lineage.arguments,
         slice=slice_of("prepare_model"),
+        code=code_of("prepare_model"),
     message:
         "prepare_model: {wildcards.model}"
     shell:
-        "twohop prepare_model {params.call} --params {params.slice:q} 2> {log}"
+        "twohop prepare_model {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule train_projector:
-    input:
-        code=code_of("train_projector"),
     output:
         projector="results/train_projector/{model}/projector.safetensors",
         log="results/train_projector/{model}/log.json",
@@ -47,10 +45,11 @@ rule train_projector:
     params:
         call=lineage.arguments,
         slice=slice_of("train_projector"),
+        code=code_of("train_projector"),
     message:
         "train_projector: {wildcards.model}"
     shell:
-        "twohop train_projector {params.call} --params {params.slice:q} 2> {log}"
+        "twohop train_projector {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule train_projectors:

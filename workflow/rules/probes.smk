@@ -12,7 +12,6 @@ rule extract_activations:
         manifest="results/fetch_images/manifest.parquet",
         pictures="results/fetch_images/pictures.zip",
         card="results/prepare_model/{model}/card.json",
-        code=code_of("extract_activations"),
     output:
         activations="results/extract_activations/{model}/activations.h5",
         lineage="results/extract_activations/{model}/lineage.json",
@@ -24,17 +23,16 @@ rule extract_activations:
     params:
         call=lineage.arguments,
         slice=slice_of("extract_activations"),
+        code=code_of("extract_activations"),
     message:
         "extract_activations: {wildcards.model}"
     shell:
-        "twohop extract_activations {params.call} --params {params.slice:q} 2> {log}"
+        "twohop extract_activations {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule train_probes:
     input:
         activations="results/extract_activations/{model}/activations.h5",
-        manifest="results/fetch_images/manifest.parquet",
-        code=code_of("train_probes"),
     output:
         curves="results/train_probes/{model}/curves.parquet",
         probes="results/train_probes/{model}/probes.safetensors",
@@ -50,7 +48,8 @@ rule train_probes:
     params:
         call=lineage.arguments,
         slice=slice_of("train_probes"),
+        code=code_of("train_probes"),
     message:
         "train_probes: {wildcards.model}"
     shell:
-        "twohop train_probes {params.call} --params {params.slice:q} 2> {log}"
+        "twohop train_probes {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"

@@ -60,7 +60,6 @@ LINEAGES = sorted(
 rule plot_figures:
     input:
         **TABLES,
-        code=code_of("plot_figures"),
     output:
         **FIGURE_FILES,
         summary="results/plot_figures/summary.json",
@@ -70,10 +69,11 @@ rule plot_figures:
     params:
         call=lineage.arguments,
         slice=slice_of("plot_figures"),
+        code=code_of("plot_figures"),
     message:
         "plot_figures"
     shell:
-        "twohop plot_figures {params.call} --params {params.slice:q} 2> {log}"
+        "twohop plot_figures {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule render_report:
@@ -84,7 +84,6 @@ rule render_report:
         summary="results/plot_figures/summary.json",
         figures=list(FIGURE_FILES.values()),
         lineages=LINEAGES,
-        code=code_of("render_report"),
     output:
         report="results/render_report/report.html",
         lineage="results/render_report/lineage.json",
@@ -93,7 +92,8 @@ rule render_report:
     params:
         call=lineage.arguments,
         slice=slice_of("render_report"),
+        code=code_of("render_report"),
     message:
         "render_report"
     shell:
-        "twohop render_report {params.call} --params {params.slice:q} 2> {log}"
+        "twohop render_report {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"

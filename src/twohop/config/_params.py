@@ -9,6 +9,7 @@ from twohop.config import _analysis as a
 from twohop.config import _data as d
 from twohop.config._base import Section
 from twohop.config._catalogue import ModelEntry
+from twohop.config._engines import HashCode
 
 STYLE_SOURCES: Mapping[str, str] = {
     "1x1": "flag-icons",
@@ -26,6 +27,7 @@ class Params(Section):
 
     models: dict[str, ModelEntry] = Field(min_length=1)
     """The catalogue: every model by a name of your choice, which is also its folder under results/."""
+    hash_code: HashCode
     curate_entities: d.CurateEntities
     fetch_images: d.FetchImages
     build_questions: d.BuildQuestions
@@ -65,8 +67,8 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
     backbones = [n for n, e in models.items() if e.role == "backbone"]
     for name, entry in models.items():
         at = f"models.{name}"
-        if not name.replace("-", "").replace(".", "").isalnum():
-            yield f"{at}: is no usable name: allowed: letters, digits, '-' and '.'"
+        if not name.replace("-", "").isalnum():  # DVC reads a dot in a key as a level
+            yield f"{at}: is no usable name; allowed: letters, digits and '-'"
         if entry.backbone is not None and entry.backbone not in backbones:
             yield f"{at}.backbone: is {entry.backbone!r}; allowed: a model with role backbone ({', '.join(backbones)})"
         if entry.family != ("llama" if entry.role == "backbone" else "llava"):
@@ -119,6 +121,7 @@ def _analysis_problems(p: Params) -> Iterator[str]:
 
 def _repeated(p: Params) -> Iterator[str]:
     lists: dict[str, list[Any]] = {
+        "hash_code.rerun_on_versions": [*p.hash_code.rerun_on_versions],
         "curate_entities.relations": [*p.curate_entities.relations],
         "fetch_images.styles": [*p.fetch_images.styles],
         "train_projector.train_sources": [*p.train_projector.train_sources],

@@ -13,6 +13,7 @@ from pathlib import Path
 from twohop.errors import TwohopError
 
 PACKAGE = "twohop"
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 _DATA_SUFFIXES = {".html", ".css", ".js", ".mplstyle", ".json"}
 
 
@@ -52,6 +53,24 @@ def project_closure(module: str, root: Path) -> tuple[str, ...]:
             "install this copy (pip install -e .), or run in the folder that is installed",
         )
     return tuple(str((base / f).relative_to(root.resolve())) for f in closure(module))
+
+
+def steps_of(root: Path) -> list[str]:
+    """Names of the steps' modules."""
+    return sorted(p.stem for p in (root / "src/twohop/steps").glob("[a-z]*.py"))
+
+
+def libraries(module: str) -> frozenset[str]:
+    """Distributions from elsewhere that the closure of `module` imports, by the name that pip knows."""
+    names: set[str] = set()
+    for file in closure(module):
+        if file.suffix == ".py":
+            for node in ast.walk(ast.parse((source_root() / file).read_bytes())):
+                if isinstance(node, ast.Import):
+                    names |= {a.name.split(".")[0] for a in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names.add(node.module.split(".")[0])
+    return frozenset(_DISTRIBUTIONS.get(name, name) for name in names)
 
 
 def _file(module: str) -> Path:

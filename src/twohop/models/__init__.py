@@ -2,7 +2,7 @@
 
 from twohop.models._card import FileRecord, ModelCard, read_card
 from twohop.models._model import Model, Run
-from twohop.models._open import open_model, open_tokenizer
+from twohop.models._open import OpenedModel, open_model, open_tokenizer, opened
 from twohop.models._prepare import materialise
 from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Prompt, Tokens
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site
@@ -17,6 +17,7 @@ __all__ = [
     "FileRecord",
     "Model",
     "ModelCard",
+    "OpenedModel",
     "Patch",
     "Prompt",
     "Run",
@@ -26,6 +27,7 @@ __all__ = [
     "materialise",
     "open_model",
     "open_tokenizer",
+    "opened",
     "read_card",
     "train_assembled",
 ]

@@ -1,5 +1,7 @@
 """The model card: the artifact of `prepare_model`, from which the weights' folder can be made again."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -47,6 +49,17 @@ class ModelCard(Section):
     files: dict[str, FileRecord]
     versions: dict[str, str]
     """Libraries that made the folder."""
+
+    @property
+    def revision(self) -> str:
+        """sha256 over the names and sha256s of all files: what a hub's commit id is for a hub's model."""
+        files = {name: record.sha256 for name, record in self.files.items()}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, in a few words."""
+        return " ".join(str(v) for v in self.entry.source.model_dump().values())
 
 
 def read_card(path: Path) -> ModelCard:

@@ -1,5 +1,6 @@
 """Opening a prepared model: every file is checked against the card before a weight is read."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,28 @@ from twohop.models._prompts import Tokens
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _checked: set[tuple[str, str]] = set()
 """Folders whose files this process has compared with a card already."""
+_opened: dict[str, "OpenedModel"] = {}
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """What a lineage record says of a model that a process has opened."""
+
+    name: str
+    source: str
+    revision: str
+    dtype: str
+    device: str
+    attention: str
+
+    def as_json(self) -> dict[str, str]:
+        """Plain values."""
+        return asdict(self)
+
+
+def opened() -> list[OpenedModel]:
+    """The models that this process has opened."""
+    return list(_opened.values())
 
 
 def open_model(card: Path) -> Model:
@@ -36,6 +59,10 @@ def open_model(card: Path) -> Model:
     model = Model(net, record, _tokens(record, folder), _eyes(record, folder))
     if (model.n_layers, model.d_model) != (record.n_layers, record.d_model):
         raise ModelError("the model's size is not the card's", str(card), "make the card again: prepare_model")
+    attention = str(net.config._attn_implementation)
+    _opened[record.name] = OpenedModel(
+        record.name, record.source, record.revision, str(model.dtype), model.device.type, attention
+    )
     return model
 
 

@@ -4,13 +4,12 @@ A job sees only its slice of params.yaml. Its outputs are kept only when the ste
 beyond those that were declared, and none of these was edited meanwhile. Whatever goes wrong, no output stays.
 """
 
-import hashlib
 import importlib
-import json
 import logging
 import os
 import platform
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,14 +17,27 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from twohop.errors import TwohopError
-from twohop.lineage import InputFile, OutputFile, Record, closure, project_closure, record_of, source_root, step_of_run
+from twohop.lineage import (
+    FORMAT,
+    HISTORY,
+    InputFile,
+    ModelUse,
+    OutputFile,
+    Record,
+    closure,
+    digest_of,
+    record_of,
+    source_root,
+    step_code,
+    step_of_run,
+)
 from twohop.steps._names import declared
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import sha256_file, write_json
@@ -55,7 +67,8 @@ class Call:
     params: Mapping[str, Any]
     inputs: Mapping[str, tuple[Path, ...]]
     outputs: Mapping[str, Path]
-    code: tuple[str, ...]
+    code: Mapping[str, str]
+    """What the rule's params say of the code (see `lineage.step_codes`); empty when the step is called by hand."""
     threads: int
 
     @property
@@ -90,10 +103,12 @@ def _terminate(signum: int, _frame: object) -> None:
 
 def _run(call: Call) -> Record:
     started, clock = datetime.now(UTC), time.monotonic()
-    inputs = tuple(_read_inputs(call))
-    code = _digests(call.code)
+    read = list(_read_inputs(call))
+    inputs = tuple(item for item, _ in read)
+    code = _code(call)
+    identity = _identity(call, code, inputs)
     work = WORK / "-".join(filter(None, (call.step, call.model)))
-    job = _job(call, work / _fingerprint(call, code, inputs))
+    job = _job(call, work / identity["key"][:16], identity)
     _limit_threads(call.threads)
     module = importlib.import_module(f"twohop.steps.{call.step}")
     _check_declaration(call, module.STEP)
@@ -101,23 +116,32 @@ def _run(call: Call) -> Record:
     summary: Summary = module.run(job)
     _check_after(call, code)
     record = Record(
+        format=FORMAT,
         run_id=str(uuid.uuid4()),
+        key=identity["key"],
         step=call.step,
         model=call.model,
         params=dict(call.params),
+        params_sha256=identity["params_sha256"],
+        batch=_batch(call),
         inputs=inputs,
         outputs=tuple(_output(n, p) for n, p in call.outputs.items() if n != "lineage"),
         code=code,
+        code_sha256=identity["code_sha256"],
+        models=_models(record for _, record in read),
         commit=_git("rev-parse", "HEAD"),
         dirty=None if (changes := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
         versions=_versions(),
-        platform=platform.platform(),
+        host=_host(),
         threads=call.threads,
+        command=shlex.join(["twohop", *sys.argv[1:]]),
         started=started.isoformat(timespec="seconds"),
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - clock, 2),
         peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         summary=dict(summary),
     )
+    write_json(HISTORY / f"{record.run_id}.json", record.as_json())
     write_json(call.outputs["lineage"], record.as_json())
     shutil.rmtree(work, ignore_errors=True)
     log.info("%s", _last_line(call, record))
@@ -144,8 +168,6 @@ def _check_call(call: Call) -> None:
     for path in (p for files in call.inputs.values() for p in files):
         if not path.exists():
             raise TwohopError("an input is missing", str(path), "make it: snakemake --cores all " + str(path))
-    if call.code and set(call.code) != set(project_closure(f"twohop.steps.{call.step}", Path.cwd())):
-        raise TwohopError("--code is not what the step's imports say", call.label, "start snakemake again")
 
 
 def _same(call: Call, what: str, want: Iterable[str], have: Iterable[str]) -> None:
@@ -185,7 +207,7 @@ def _check_code(call: Call, code: Mapping[str, str]) -> None:
             call.label,
             "import them by an import statement; the outputs were removed",
         )
-    edited = [p for p, digest in _digests(call.code).items() if digest != code[p]]
+    edited = [p for p, digest in step_code(call.step).items() if digest != code.get(p)]
     if edited:
         raise TwohopError(
             f"its code was edited while it ran: {', '.join(edited)}",
@@ -212,34 +234,80 @@ def _clear(output: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
-def _read_inputs(call: Call) -> Iterable[InputFile]:
+def _read_inputs(call: Call) -> Iterable[tuple[InputFile, Record | None]]:
     for name, files in call.inputs.items():
         for path in files:
             record = record_of(path)
-            yield InputFile(name, str(path), sha256_file(path), record.run_id if record else None)
+            yield InputFile(name, str(path), sha256_file(path), record.run_id if record else None), record
 
 
 def _output(name: str, path: Path) -> OutputFile:
     return OutputFile(name, str(path), sha256_file(path), path.stat().st_size)
 
 
-def _digests(code: Iterable[str]) -> dict[str, str]:
-    return {p: sha256_file(Path(p)) for p in sorted(code)}
+def _code(call: Call) -> dict[str, str]:
+    """Digests of the step's source files; none for a step that was called by hand, outside of a project.
+
+    Raises:
+        TwohopError: they are not what the rule declared.
+    """
+    if not call.code:
+        return {}
+    digests = step_code(call.step)
+    now = {name: found for name in call.code if (found := _installed(name)) is not None}
+    if {"code": digest_of(digests), **now} != call.code:
+        raise TwohopError(
+            "its code or a library is not what it was when the run was planned",
+            call.label,
+            "start snakemake (or dvc repro) again",
+        )
+    return digests
 
 
-def _fingerprint(call: Call, code: Mapping[str, str], inputs: Iterable[InputFile]) -> str:
-    read = [[i.name, i.path, i.sha256] for i in inputs]
-    text = json.dumps([call.step, call.model, call.params, code, read], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _identity(call: Call, code: Mapping[str, str], inputs: Iterable[InputFile]) -> dict[str, Any]:
+    """What the result follows from, and one key over all of it."""
+    facts: dict[str, Any] = {
+        "step": call.step,
+        "model": call.model,
+        "params_sha256": digest_of(dict(call.params)),
+        "code_sha256": digest_of(dict(code)),
+        "inputs": [[i.name, i.path, i.sha256] for i in inputs],
+    }
+    return {**facts, "key": digest_of(facts)}
 
 
-def _job(call: Call, work: Path) -> Job:
+def _batch(call: Call) -> int | None:
+    section: Any = call.params.get(call.step)
+    return section.get("batch") if isinstance(section, dict) else None
+
+
+def _models(read: Iterable[Record | None]) -> tuple[ModelUse, ...]:
+    """Models that this process opened; those behind its inputs otherwise known by their records."""
+    module = sys.modules.get("twohop.models")
+    used = {m.name: ModelUse(**m.as_json(), opened=True) for m in module.opened()} if module else {}
+    for model in (m for record in read if record for m in record.models):
+        used.setdefault(model.name, replace(model, opened=False))
+    return tuple(used[name] for name in sorted(used))
+
+
+def _host() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "accelerator": torch.cuda.get_device_name() if torch is not None and cuda else None,
+    }
+
+
+def _job(call: Call, work: Path, identity: Mapping[str, Any]) -> Job:
     work.mkdir(parents=True, exist_ok=True)
     for other in work.parent.iterdir():
         if other != work:
             shutil.rmtree(other, ignore_errors=True)  # of other params, code or inputs: it can never be resumed
     outputs = {n: p for n, p in call.outputs.items() if n != "lineage"}
-    return Job(call.step, call.model, call.params, call.inputs, outputs, work)
+    return Job(call.step, call.model, call.params, call.inputs, outputs, work, identity)
 
 
 def _limit_threads(threads: int) -> None:
@@ -263,10 +331,12 @@ def _git(*words: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: number for name in _RECORDED if (number := _installed(name)) is not None}
+    return {"python": platform.python_version(), **found}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

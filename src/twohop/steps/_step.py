@@ -37,6 +37,8 @@ class Job:
     outputs: Mapping[str, Path]
     work: Path = field(default=Path(".cache/twohop/work"))
     """Private to (step, model, params, code, inputs); survives a kill, removed after success."""
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the result follows from (`step, model, params_sha256, code_sha256, inputs, key`), for files that say it."""
 
     def input(self, name: str) -> Path:
         """The one file of an input name."""

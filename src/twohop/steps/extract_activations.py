@@ -40,6 +40,8 @@ STEP = Step(
 TEXT_GROUPS = ("entity", "entity_last", "question", "last")
 IMAGE_GROUPS = ("image", "image_last", "question", "last")
 PICTURE_GROUPS = ("image", "image_last", "last")
+PICTURE_COLUMNS = ("picture_id", "entity_id", "art_source", "style", "licence", "author", "source_page")
+"""Columns of the manifest that go into the file."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Row:
     picture_id: str | None = None
     copy: int = 0
     """0: the picture itself."""
+    about: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the row is, for readers of the file that have no other table."""
 
 
 @dataclass
@@ -104,7 +108,7 @@ def run(job: Job) -> Summary:
         runs["pictures"] = picture_rows(manifest, params, held_out)
         eyes.keep(questions["picture_id"].unique().sort())
     layout = [_layout(model, name, rows, params) for name, rows in runs.items()]
-    attrs = _attributes(model, runs, params)
+    attrs = _attributes(job, model, runs, params)
     writer = ActivationWriter(job.output("activations"), job.work, attrs, layout, params.dtype, params.chunk_rows)
     made = sum(_extract(writer, model, eyes, d, runs[d.run], params.batch) for d in layout)
     writer.finish()
@@ -114,31 +118,50 @@ def run(job: Job) -> Summary:
 
 def text_rows(questions: pl.DataFrame) -> list[Row]:
     """The named form of every question."""
-    columns = questions.select("question_id", "before", "after", "name")
-    return [Row(i, before, after, name=name) for i, before, after, name in columns.iter_rows()]
+    return [
+        Row(q["question_id"], q["before"], q["after"], name=q["name"], about=_about_question(q))
+        for q in questions.iter_rows(named=True)
+    ]
 
 
 def image_rows(questions: pl.DataFrame) -> list[Row]:
     """The shown form of every question."""
-    columns = questions.select("question_id", "before", "after", "picture_id")
-    return [Row(i, before, after, picture_id=picture) for i, before, after, picture in columns.iter_rows()]
+    return [
+        Row(
+            q["question_id"],
+            q["before"],
+            q["after"],
+            picture_id=q["picture_id"],
+            about={**_about_question(q), "picture_id": q["picture_id"]},
+        )
+        for q in questions.iter_rows(named=True)
+    ]
+
+
+def _about_question(q: Mapping[str, Any]) -> dict[str, str]:
+    prompt = f"{q['before']}{{entity}}{q['after']}"
+    return {**{key: q[key] for key in ("entity_id", "name", "relation", "answer", "split")}, "prompt": prompt}
 
 
 def picture_rows(manifest: pl.DataFrame, params: ExtractActivations, held_out: str) -> list[Row]:
     """Every picture under the recognition prompt, followed by its augmented copies unless it is held out."""
     before, after = split_prompt(params.pictures_prompt)
     rows: list[Row] = []
-    for picture, source in manifest.sort("picture_id").select("picture_id", "art_source").iter_rows():
-        rows.append(Row(picture, before, after, picture_id=picture))
-        copies = 0 if source == held_out else params.copies
-        rows += [Row(f"{picture}#{k}", before, after, None, picture, k) for k in range(1, copies + 1)]
+    for found in manifest.sort("picture_id").iter_rows(named=True):
+        picture, about = found["picture_id"], {key: found[key] for key in PICTURE_COLUMNS}
+        rows.append(Row(picture, before, after, picture_id=picture, about=about))
+        copies = 0 if found["art_source"] == held_out else params.copies
+        rows += [Row(f"{picture}#{k}", before, after, None, picture, k, about) for k in range(1, copies + 1)]
     return rows
 
 
 def _layout(model: Model, run_name: str, rows: Sequence[Row], params: ExtractActivations) -> Dataset:
     ids, n = tuple(r.row_id for r in rows), model.n_layers
+    columns = {name: tuple(r.about[name] for r in rows) for name in (rows[0].about if rows else ())}
     if run_name == "pictures":
-        return Dataset(run_name, ids, ("resid_post",), PICTURE_GROUPS, tuple(range(-1, n)), model.d_model)
+        return Dataset(
+            run_name, ids, ("resid_post",), PICTURE_GROUPS, tuple(range(-1, n)), model.d_model, None, columns
+        )
     counts: tuple[int, ...] | None = None
     if run_name == "text":
         counts = tuple(model.tokens.name_span_length(r.before, r.name or "", r.after) for r in rows)
@@ -146,20 +169,22 @@ def _layout(model: Model, run_name: str, rows: Sequence[Row], params: ExtractAct
     # a prompt that ends one token after the entity has no question tokens: the group is left out for the whole run
     if any(len(model.tokenize(r.after)) < 2 for r in rows):
         groups = tuple(g for g in groups if g != "question")
-    return Dataset(run_name, ids, tuple(params.sites), groups, tuple(range(n)), model.d_model, counts)
+    return Dataset(run_name, ids, tuple(params.sites), groups, tuple(range(n)), model.d_model, counts, columns)
 
 
-def _attributes(model: Model, runs: Mapping[str, Sequence[Row]], params: ExtractActivations) -> dict[str, Any]:
-    """What the file says about itself (promise H5)."""
+def _attributes(
+    job: Job, model: Model, runs: Mapping[str, Sequence[Row]], params: ExtractActivations
+) -> dict[str, Any]:
+    """What the file says about itself (promise H5); no times and no run ids: the same work gives the same bytes."""
     prompts = {name: [[r.before, r.name, r.picture_id, r.copy, r.after] for r in rows] for name, rows in runs.items()}
-    files = {name: record.sha256 for name, record in model.card.files.items()}
     libraries = {**model.card.versions, **{name: version(name) for name in ("h5py", "numpy")}}
     return {
         "model": model.name,
-        "revision": _sha256(files),
+        "revision": model.card.revision,
         "sites": {kind: KIND_MEANINGS[kind] for kind in params.sites},
         "groups": dict(GROUP_MEANINGS),
         "prompts_sha256": _sha256(prompts),
+        "lineage": dict(job.identity),
         "versions": {**libraries, "computed_as": str(model.dtype), "device": model.device.type, "seed": params.seed},
     }
 

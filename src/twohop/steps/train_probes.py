@@ -19,16 +19,16 @@ from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnkn
 
 from twohop.analysis import Probe, TrainingSet, entity_sums, first_near_maximum, fit_probe, share, shuffle_labels
 from twohop.config import STYLE_SOURCES, TrainProbes
-from twohop.errors import DataError
+from twohop.errors import ArtifactError, DataError
 from twohop.steps._asking import finished_part
 from twohop.steps._step import Job, Step, Summary
-from twohop.store import ActivationReader, atomic_path, read_table, schemas, write_json, write_table
+from twohop.store import ActivationReader, atomic_path, schemas, write_json, write_table
 
 LOG = logging.getLogger(__name__)
 STEP = Step(
     name="train_probes",
     params=("train_probes", "build_questions.style"),
-    inputs=("activations", "manifest"),
+    inputs=("activations",),
     outputs=("curves", "probes", "metrics"),
 )
 
@@ -67,10 +67,9 @@ class Point:
 def run(job: Job) -> Summary:
     """Fit and test a probe per feature and layer; write curves, probes and their summary."""
     params, style = job.section(TrainProbes), str(job.params["build_questions.style"])
-    manifest = read_table(job.input("manifest"), schemas.MANIFEST)
     start, rows = time.monotonic(), list[dict[str, Any]]()
     with ActivationReader(job.input("activations")) as reader:
-        split = split_pictures(reader.rows("pictures"), manifest, STYLE_SOURCES[style], params.copies)
+        split = split_pictures(reader.rows("pictures"), shown(reader), STYLE_SOURCES[style], params.copies)
         layers = reader.layers("pictures", "resid_post")
         points = [Point(feature, n) for feature in params.features for n in probe_layers(layers, params.layer_stride)]
         for done, point in enumerate(points, 1):
@@ -89,6 +88,19 @@ def probe_layers(layers: Sequence[int], stride: int) -> list[int]:
     """Every `stride`-th layer; always the embedding, the first layer and the last."""
     ordered = sorted(layers)
     return sorted({*ordered[:2], *ordered[1::stride], ordered[-1]})
+
+
+def shown(reader: ActivationReader) -> pl.DataFrame:
+    """The pictures of an activation file: picture_id, entity_id, art_source, style.
+
+    Raises:
+        ArtifactError: the file does not say what its rows are.
+    """
+    about, names = reader.about("pictures"), ("picture_id", "entity_id", "art_source", "style")
+    missing = [name for name in names if name not in about]
+    if missing:
+        raise ArtifactError(f"rows lack {', '.join(missing)}", "activations.h5", "extract the activations again")
+    return pl.DataFrame({name: about[name] for name in names}).unique(maintain_order=True)
 
 
 def split_pictures(rows: Sequence[str], manifest: pl.DataFrame, held_out: str, copies: int) -> Split:

@@ -5,7 +5,8 @@ Layout of a file, one group per run (`text`, `image`, `pictures`):
 - `<run>/<kind>/<group>`: (row, layer, d_model), pooled over the token group; chunk (chunk_rows, 1, d_model), so that
   one layer of all rows is one read;
 - `<run>/<kind>/entity_tokens`: (token, layer, d_model), the names' tokens of all rows one after the other;
-- `<run>/rows` (ids), `<run>/layers`, `<run>/offsets` (first token of every row, and the end).
+- `<run>/rows` (ids), `<run>/layers`, `<run>/offsets` (first token of every row, and the end);
+- `<run>/about/<column>`: a text per row (entity, style, question ...).
 
 bfloat16 is stored as its upper 16 bits (uint16). Every dataset carries a Fletcher-32 checksum, nothing is compressed,
 and no time stamp is written: the same content gives the same bytes.
@@ -16,7 +17,7 @@ import hashlib
 import io
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,10 +29,11 @@ from numpy.typing import NDArray
 from twohop.errors import ArtifactError
 from twohop.store._atomic import atomic_path, write_bytes
 
-FORMAT, VERSION = "twohop-activations", 1
+FORMAT, VERSION = "twohop-activations", 2
 LIBVER = ("v110", "v110")
 ENTITY_TOKENS = "entity_tokens"
-REQUIRED = ("model", "revision", "sites", "groups", "prompts_sha256", "versions")
+ABOUT = "about"
+REQUIRED = ("model", "revision", "sites", "groups", "prompts_sha256", "versions", "lineage")
 """Attributes that the writer's caller gives; `axes`, `dtype`, `counts`, `format`, `version`, `complete` are added."""
 AXES = "row layer d_model"
 REMAKE = "make it again: snakemake --cores all"
@@ -64,6 +66,8 @@ class Dataset:
     d_model: int
     token_counts: tuple[int, ...] | None = None
     """Tokens of each row's name; None when the run keeps no single tokens."""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """What the rows are, so that the file can be read without other tables: name -> text per row."""
 
 
 class ActivationWriter:
@@ -171,6 +175,9 @@ class ActivationWriter:
         group = _new_group(file, layout.run)
         ids = np.array([r.encode() for r in layout.rows], dtype=np.bytes_)
         _small(group, "rows", ids)
+        about = _new_group(group, ABOUT)
+        for name, texts in layout.columns.items():
+            _small(about, name, np.array([t.encode() or b" " for t in texts], dtype=np.bytes_))
         _small(group, "layers", np.array(layout.layers, dtype="<i8"))
         kinds = {kind: _new_group(group, kind) for kind in layout.kinds}
         offsets = np.concatenate([[0], np.cumsum(layout.token_counts or (), dtype=np.int64)]).astype("<i8")
@@ -257,6 +264,13 @@ class ActivationReader:
     def groups(self, run: str, kind: str) -> list[str]:
         """Token groups of a run's site kind."""
         return sorted(set(cast("h5py.Group", self._node(run, kind))) - {ENTITY_TOKENS})
+
+    def about(self, run: str) -> dict[str, list[str]]:
+        """What the rows are: column -> text per row, in file order."""
+        self._of(self._rows, run, "run")
+        with self._reading():
+            names = sorted(cast("h5py.Group", self._file[f"{run}/{ABOUT}"]))
+            return {n: [bytes(t).decode().strip() for t in self._dataset(f"{run}/{ABOUT}/{n}")[:]] for n in names}
 
     def read(self, run: str, kind: str, group: str, layer: int) -> Float32[np.ndarray, "row d_model"]:
         """One layer of all rows.
@@ -354,6 +368,8 @@ class ActivationReader:
     def _read_rows(self, run: str, n: int) -> list[str]:
         rows = [bytes(r).decode() for r in self._dataset(f"{run}/rows")[:]]
         for kind in (k for k, node in cast("h5py.Group", self._file[run]).items() if isinstance(node, h5py.Group)):
+            if kind == ABOUT:
+                continue
             for name, dataset in cast("h5py.Group", self._file[f"{run}/{kind}"]).items():
                 if name != ENTITY_TOKENS and dataset.shape[0] != n:
                     raise ArtifactError(
