@@ -2,12 +2,51 @@
 #
 # inputs:  questions, pictures, cards
 # outputs: results/extract_activations/{model}/activations.h5
+#          .cache/twohop/shards/{model}/{shard}-of-{shards}.json, for the time between the shards and the file
 #          results/train_probes/{model}/{curves.parquet,probes.safetensors,metrics.json}
-# steps:   extract_activations -> train_probes
+# steps:   extract_shard (extract_activations.shards > 1) -> extract_activations -> train_probes
+SHARD = ".cache/twohop/shards/{model}/{shard}-of-{shards}.json"
+SHARDS = PARAMS.extract_activations.shards
+PARTS = (
+    {
+        "shards": expand(
+            SHARD, shard=range(1, SHARDS + 1), shards=SHARDS, allow_missing=True
+        )
+    }
+    if SHARDS > 1
+    else {}
+)
+
+
+rule extract_shard:
+    input:
+        questions="results/build_questions/{model}/questions.parquet",
+        manifest="results/fetch_images/manifest.parquet",
+        pictures="results/fetch_images/pictures.zip",
+        card="results/prepare_model/{model}/card.json",
+    output:
+        shard=temp(SHARD),
+    log:
+        "logs/extract_shard/{model}/{shard}-of-{shards}.log",
+    wildcard_constraints:
+        shard=r"\d+",
+        shards=r"\d+",
+    threads: MODEL_THREADS
+    resources:
+        mem_mb=2500,
+    params:
+        call=lineage.arguments,
+        slice=slice_of("extract_activations"),
+        code=code_of("extract_activations"),
+    message:
+        "extract_shard: {wildcards.model}, {wildcards.shard} of {wildcards.shards}"
+    shell:
+        "twohop extract_activations {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
 
 
 rule extract_activations:
     input:
+        **PARTS,
         questions="results/build_questions/{model}/questions.parquet",
         manifest="results/fetch_images/manifest.parquet",
         pictures="results/fetch_images/pictures.zip",

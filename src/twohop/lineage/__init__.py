@@ -20,13 +20,14 @@ from twohop.lineage._records import (
     trace,
     verify,
 )
-from twohop.lineage._snakemake import CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
+from twohop.lineage._snakemake import HELPERS, CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
 from twohop.lineage._stage import run_stage
 from twohop.lineage._sync import Outcome, adopt, after_run, before_run, commit, in_step, needs_adoption
 
 __all__ = [
     "CODE_FILE",
     "FORMAT",
+    "HELPERS",
     "HISTORY",
     "RECORD",
     "Ancestor",

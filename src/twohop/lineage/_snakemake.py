@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,10 @@ SUPPORTED = "9.27."
 NO_HOOKS = "TWOHOP_NO_HOOKS"
 POISON = "<not verified: the stage changed since dvc.lock>"
 _NAME_MAX = 254
+
+
+HELPERS = {"extract_activations": ("extract_shard",)}
+"""Rules that make parts for another rule: they are jobs of Snakemake's, and nothing to DVC and the records."""
 
 
 class Slice(dict[str, Any]):
@@ -107,7 +111,10 @@ class Graph:
 
     def __init__(self, workflow: Any) -> None:
         self._workflow = workflow
-        levels = ([_job(j) for j in level if j.output] for level in workflow.dag.toposorted())
+        helpers = {name for names in HELPERS.values() for name in names}
+        found = [[j for j in level if j.output] for level in workflow.dag.toposorted()]
+        parts = {str(f) for level in found for j in level if j.rule.name in helpers for f in j.output}
+        levels = ([_job(j, parts) for j in level if j.rule.name not in helpers] for level in found)
         self.jobs = [job for level in levels for job in sorted(level, key=lambda j: j.stage)]
 
     def stages(self) -> dict[str, RuleJob]:
@@ -140,12 +147,12 @@ class Graph:
         store._clear_cache()
 
 
-def _job(job: Any) -> RuleJob:
+def _job(job: Any, parts: Collection[str]) -> RuleJob:
     keys = sorted(k for v in job.params if isinstance(v, Slice) and not isinstance(v, CodeKey) for k in v)
     return RuleJob(
         rule=job.rule.name,
         model=dict(job.wildcards_dict).get("model"),
-        inputs=tuple(sorted(set(map(str, job.input)))),
+        inputs=tuple(sorted({*map(str, job.input)}.difference(parts))),
         outputs=tuple(sorted(map(str, job.output))),
         params=tuple(keys),
         handle=job,

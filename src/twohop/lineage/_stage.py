@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from twohop.errors import TwohopError
+from twohop.lineage._snakemake import HELPERS
 
 
 def run_stage(rule: str, model: str | None) -> None:
@@ -18,8 +19,9 @@ def run_stage(rule: str, model: str | None) -> None:
     Raises:
         TwohopError: Snakemake failed; what it said stands above.
     """
+    allowed = ["--allowed-rules", rule, *HELPERS.get(rule, ())]
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "all", "--allowed-rules", rule, "--", *outputs_of(rule, model)],
+        [sys.executable, "-m", "snakemake", "--cores", "all", *allowed, "--", *outputs_of(rule, model)],
         env={**os.environ, "PYTHONPATH": _own_source()},
         check=False,
     )
