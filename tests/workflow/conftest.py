@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,18 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tree:
     """A project folder and how to run commands in it."""
 
     root: Path
+    more_env: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def env(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_"))}
-        return kept | {"PATH": f"{BIN}:{kept['PATH']}", "PYTHONPATH": str(self.root / "src"), "HF_HUB_OFFLINE": "1"}
+        own = {"PATH": f"{BIN}:{kept['PATH']}", "PYTHONPATH": str(self.root / "src"), "HF_HUB_OFFLINE": "1"}
+        return kept | own | self.more_env
 
     def run(self, *words: str, check: bool = False, timeout: float = 1200) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
@@ -53,7 +55,7 @@ class Tree:
         text = self.run("dvc", "status", check=True).stdout
         return {line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line[0].isspace()}
 
-    def edit(self, path: str, old: str, new: str) -> None:
+    def edit(self, path: str | Path, old: str, new: str) -> None:
         file = self.root / path
         text = file.read_text()
         assert old in text
@@ -120,3 +122,9 @@ def finished(finished_once: Tree, tmp_path: Path) -> Tree:
 def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Tree:
     """The tiny study before anything has run."""
     return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def slurm_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The tiny study before anything has run, for all tests of a module."""
+    return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path_factory.mktemp("study"))

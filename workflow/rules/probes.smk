@@ -16,6 +16,8 @@ PARTS = (
     if SHARDS > 1
     else {}
 )
+# With shards, the rule of the file only puts them together, which needs no model and no GPU.
+EXTRACTION = "gather_shards" if PARTS else "extract_activations"
 
 
 rule extract_shard:
@@ -33,7 +35,9 @@ rule extract_shard:
         shards=r"\d+",
     threads: MODEL_THREADS
     resources:
-        mem_mb=2500,
+        mem_mb=needs_of("extract_activations", "mem_mb"),
+        runtime=needs_of("extract_activations", "runtime"),
+        gpu=needs_of("extract_activations", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("extract_activations"),
@@ -58,7 +62,9 @@ rule extract_activations:
         "logs/extract_activations/{model}.log",
     threads: MODEL_THREADS
     resources:
-        mem_mb=2500,
+        mem_mb=needs_of(EXTRACTION, "mem_mb"),
+        runtime=needs_of(EXTRACTION, "runtime"),
+        gpu=needs_of(EXTRACTION, "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("extract_activations"),
@@ -83,7 +89,9 @@ rule train_probes:
         model=one_of(VLMS, CONTROLS),
     threads: MODEL_THREADS
     resources:
-        mem_mb=2000,
+        mem_mb=needs_of("train_probes", "mem_mb"),
+        runtime=needs_of("train_probes", "runtime"),
+        gpu=needs_of("train_probes", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("train_probes"),

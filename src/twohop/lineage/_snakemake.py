@@ -114,8 +114,7 @@ class Graph:
         helpers = {name for names in HELPERS.values() for name in names}
         found = [[j for j in level if j.output] for level in workflow.dag.toposorted()]
         parts = {str(f) for level in found for j in level if j.rule.name in helpers for f in j.output}
-        levels = ([_job(j, parts) for j in level if j.rule.name not in helpers] for level in found)
-        self.jobs = [job for level in levels for job in sorted(level, key=lambda j: j.stage)]
+        self.jobs = _in_order([_job(j, parts) for level in found for j in level if j.rule.name not in helpers])
 
     def stages(self) -> dict[str, RuleJob]:
         """Jobs by stage address, producers before consumers."""
@@ -157,6 +156,15 @@ def _job(job: Any, parts: Collection[str]) -> RuleJob:
         params=tuple(keys),
         handle=job,
     )
+
+
+def _in_order(jobs: Iterable[RuleJob]) -> list[RuleJob]:
+    """By the number of jobs before each, then by stage; helpers do not count."""
+    depth: dict[str, int] = {}
+    for job in jobs:
+        before = [depth[f] for f in job.inputs if f in depth]
+        depth |= dict.fromkeys(job.outputs, 1 + max(before, default=-1))
+    return sorted(jobs, key=lambda j: (depth[j.outputs[0]], j.stage))
 
 
 @contextlib.contextmanager
