@@ -1,6 +1,7 @@
 # What all rules share: checked params, model names, the lock of the tree, the bridge to DVC.
 #
 # params.yaml is read once, here, and checked before anything else: a fault ends the program, exit code 2.
+import atexit
 import os
 import re
 import sys
@@ -34,8 +35,9 @@ UNDER_DVC = "DVC_STAGE" in os.environ
 JOB_THREADS = int(config.get("job_threads", 0))
 GPU_MB = int(config.get("gpu_mb", 0))
 CORES = JOB_THREADS or workflow.cores or len(os.sched_getaffinity(0))
-# Two models side by side; DVC runs one stage, and so often one job, at a time.
-MODEL_THREADS = CORES if UNDER_DVC or JOB_THREADS else max(1, CORES // 2)
+# Two models side by side, unless DVC asks for one stage, and so often for one job.
+ALONE = JOB_THREADS or lineage.ALONE in os.environ
+MODEL_THREADS = CORES if ALONE else max(1, CORES // 2)
 CARD = "results/prepare_model/{model}/card.json"
 
 
@@ -98,18 +100,18 @@ if UNDER_DVC:
     or_exit(lineage.check_fingerprint, PARAMS)
 
 if lineage.plans(workflow) and not UNDER_DVC and lineage.is_free(Path()):
-    or_exit(lineage.before_run)
+    or_exit(lineage.before_run, CODE, True)
 
 if lineage.works(workflow):
     or_exit(lineage.acquire, Path())
     if not UNDER_DVC:
-        or_exit(lineage.before_run)
+        or_exit(lineage.before_run, CODE, False)
         or_exit(lineage.occupy_dvc, Path())
+        # Snakemake calls neither handler when there is nothing to do, and DVC may still have something to learn
+        atexit.register(lineage.at_exit, Path())
 
         onsuccess:
-            lineage.free_dvc(Path())
-            or_exit(lineage.after_run)
+            or_exit(lineage.after_run, Path())
 
         onerror:
-            lineage.free_dvc(Path())
-            or_exit(lineage.after_run)
+            or_exit(lineage.after_run, Path())

@@ -1,7 +1,7 @@
 """Records beside artifacts, import closures, and the bridge that lets Snakemake and DVC share one tree."""
 
 from twohop.lineage._closure import closure, project_closure, source_root
-from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes
+from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes, write_code_file
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
 from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
 from twohop.lineage._records import (
@@ -21,10 +21,22 @@ from twohop.lineage._records import (
     verify,
 )
 from twohop.lineage._snakemake import HELPERS, CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
-from twohop.lineage._stage import run_stage
-from twohop.lineage._sync import Outcome, adopt, after_run, before_run, commit, in_step, needs_adoption
+from twohop.lineage._stage import ALONE, run_stage
+from twohop.lineage._sync import (
+    Outcome,
+    Row,
+    adopt,
+    after_run,
+    at_exit,
+    before_run,
+    commit,
+    in_step,
+    needs_adoption,
+    sync,
+)
 
 __all__ = [
+    "ALONE",
     "CODE_FILE",
     "FORMAT",
     "HELPERS",
@@ -39,11 +51,13 @@ __all__ = [
     "Outcome",
     "OutputFile",
     "Record",
+    "Row",
     "Slice",
     "acquire",
     "adopt",
     "after_run",
     "arguments",
+    "at_exit",
     "before_run",
     "check_fingerprint",
     "closure",
@@ -70,7 +84,9 @@ __all__ = [
     "step_code",
     "step_codes",
     "step_of_run",
+    "sync",
     "trace",
     "verify",
     "works",
+    "write_code_file",
 ]
