@@ -44,7 +44,7 @@ test: $(READY) lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-# A real Slurm on this machine, about 8 minutes: as root, after  apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
+# A real Slurm on this machine, about 10 minutes: as root, after  apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 test-slurm: $(READY)
 	@mkdir -p $(SLURM_PLUGIN)
 	@$(PIP) --no-deps --require-hashes --upgrade --target $(SLURM_PLUGIN) -r requirements/slurm.txt

@@ -30,7 +30,7 @@ SAFETY_TIME = 3.0
 BASE_MB = 600
 """Interpreter and libraries; train_probes, which opens no model, peaks at 523 MiB."""
 CUDA_HOST_MB = 4000
-"""Host memory of a process that uses CUDA, besides the weights: libraries, context, one chunk of results."""
+"""Host memory of a process that uses CUDA, besides the weights: libraries and context."""
 TEXT_TOKENS = 48
 """Tokens of the longest question without its picture, rounded up."""
 SAVED = 17
@@ -48,8 +48,8 @@ BACKWARD_PASSES = 3
 """A backward pass costs two forward passes (one for the activations, one for the weights) on top of the forward one."""
 RANKING_PASSES = 10
 """Ranking all names costs about this many prompts per picture: only names that the first token leaves open are read."""
-GROUPS, CONTROLS = 4, 6
-"""Token groups of a prompt; patching conditions besides the random spans."""
+GROUPS, NAME_TOKENS, CONTROLS = 4, 8, 6
+"""Token groups of a prompt; tokens of a long name; patching conditions besides the random spans."""
 LEAST_MINUTES, MINUTES_STEP, MB_STEP = 10, 10, 100
 PREPARE_MB, PREPARE_MINUTES = 2500, 60
 """prepare_model has no card yet: the embedded models' recipes peak at 1995 MiB; a folder is copied file by file."""
@@ -113,11 +113,13 @@ def needs(step: str, params: Params, size: ModelSize, threads: int = 1, gpu_mb: 
     if step == "train_probes":
         return _on_cpu(_probe_bytes(params, size), _probe_seconds(params, size, threads))
     if step == "gather_shards":
-        return _on_cpu(0, _file_bytes(params, size) / READ_BYTES * 3)  # read, write, read back
+        return _on_cpu(_chunk_bytes(params, size), _file_bytes(params, size) / READ_BYTES * 3)  # read, write, read back
     work = WORKS[step](params, size)
+    chunk = _chunk_bytes(params, size) if step == "extract_activations" else 0.0
     if gpu_mb <= 0:
-        return _on_cpu(_device_bytes(work, size, CPU_BYTES), _seconds(work, size, CPU_BYTES, CPU_FLOPS * threads))
-    memory = BASE_MB + CUDA_HOST_MB + size.parameters * GPU_BYTES / MB
+        seconds = _seconds(work, size, CPU_BYTES, CPU_FLOPS * threads)
+        return _on_cpu(_device_bytes(work, size, CPU_BYTES) + chunk, seconds)
+    memory = BASE_MB + CUDA_HOST_MB + (size.parameters * GPU_BYTES + chunk) / MB
     gpus = math.ceil(SAFETY_MEMORY * _device_bytes(work, size, GPU_BYTES) / MB / gpu_mb)
     return Needs(_memory(memory), _minutes(_seconds(work, size, GPU_BYTES, GPU_FLOPS)), gpus)
 
@@ -219,6 +221,13 @@ def _probe_seconds(p: Params, size: ModelSize, threads: int) -> float:
     section = p.train_probes
     fits = _probe_layers(p, size) * len(section.features) * len(section.l2) * (section.inner_folds + 1)
     return fits * 2.0 * size.d_model**2 * (_pictures(p) + size.d_model) / (CPU_FLOPS * threads)
+
+
+def _chunk_bytes(p: Params, size: ModelSize) -> float:
+    """A chunk of rows twice, as computed and as written: pooled groups and the names' tokens."""
+    section = p.extract_activations
+    vectors = section.chunk_rows * len(section.sites) * (GROUPS + NAME_TOKENS)
+    return 2.0 * vectors * size.n_layers * size.d_model * CPU_BYTES
 
 
 def _file_bytes(p: Params, size: ModelSize) -> float:
