@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-slow lint lock clean setup
+.PHONY: run test test-slow engines-check lint lock clean setup
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -41,6 +41,9 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+engines-check: $(READY)
+	$(BIN)/python tests/workflow/engines_check.py
 
 lock:
 	uv pip compile requirements/requirements.in --override requirements/no-torch.txt --universal --python-version 3.11 \
