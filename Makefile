@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-slow test-slurm lint lock clean setup
+.PHONY: run test test-slow test-slurm engines-check lint lock clean setup
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -49,6 +49,9 @@ test-slurm: $(READY)
 	@mkdir -p $(SLURM_PLUGIN)
 	@$(PIP) --no-deps --require-hashes --upgrade --target $(SLURM_PLUGIN) -r requirements/slurm.txt
 	PYTHONPATH=$(SLURM_PLUGIN) $(BIN)/python -m pytest -m slurm -rs tests/workflow/test_slurm.py --timeout 1500
+
+engines-check: $(READY)
+	$(BIN)/python tests/workflow/engines_check.py
 
 lock:
 	uv pip compile requirements/requirements.in --override requirements/no-torch.txt --universal --python-version 3.11 \

@@ -124,6 +124,7 @@ def test_b04_a_call_that_does_not_fit_is_refused(
 
 def test_undeclared_imports_are_refused(job_of: Callable[[Body], _run.Call], monkeypatch: pytest.MonkeyPatch) -> None:
     call = job_of(_write)
+    monkeypatch.setattr(_run, "libraries", lambda module: frozenset[str]())
     monkeypatch.setattr(_run, "step_code", lambda step: {"in.txt": "1"})
     monkeypatch.setattr(_run, "_may_load", lambda step: {"twohop/errors.py"})
     with pytest.raises(TwohopError, match="import statements do not show"):
@@ -138,6 +139,7 @@ def test_code_edited_meanwhile_is_refused(job_of: Callable[[Body], _run.Call], m
 
     Path("code.py").write_text("old")
     call = job_of(edit)
+    monkeypatch.setattr(_run, "libraries", lambda module: frozenset[str]())
     monkeypatch.setattr(_run, "step_code", lambda step: {"code.py": Path("code.py").read_text()})
     monkeypatch.setattr(_run, "_loaded", set)
     monkeypatch.setattr(_run, "_may_load", lambda step: set())

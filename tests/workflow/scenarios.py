@@ -146,7 +146,8 @@ def param_dvc(trees: Trees) -> Said:
 def code_change(trees: Trees) -> Said:
     """A module that only the probes import is changed."""
     tree = trees.finished()
-    tree.edit("src/twohop/analysis/_probing.py", "\n\n\ndef ", "\n\nEDITED = 1\n\n\ndef ", count=1)
+    with (tree.root / "src/twohop/analysis/_probing.py").open("a") as file:
+        file.write("\n\nEDITED = 1\n")
     assert tree.planned() >= {"train_probes"}
     planned = tree.planned()
     assert not planned & {"extract_activations", "run_benchmark", "score_attribution", "patch_activations"}

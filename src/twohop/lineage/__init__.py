@@ -1,6 +1,6 @@
 """Records beside artifacts, import closures, and the bridge that lets Snakemake and DVC share one tree."""
 
-from twohop.lineage._closure import closure, project_closure, source_root
+from twohop.lineage._closure import closure, libraries, project_closure, source_root
 from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes, write_code_file
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
 from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
@@ -71,6 +71,7 @@ __all__ = [
     "free_dvc",
     "in_step",
     "is_free",
+    "libraries",
     "needs_adoption",
     "occupy_dvc",
     "plans",

@@ -21,8 +21,6 @@ SUPPORTED = "9.27."
 NO_HOOKS = "TWOHOP_NO_HOOKS"
 POISON = "<not verified: the stage changed since dvc.lock>"
 _NAME_MAX = 254
-HELPERS = {"extract_activations": ("extract_shard",)}
-"""Rules that make parts for another rule: they are jobs of Snakemake's, and nothing to DVC and the records."""
 
 
 class Slice(dict[str, Any]):
@@ -85,6 +83,10 @@ def _guard() -> None:
             "src/twohop/lineage/_snakemake.py",
             f"install snakemake {SUPPORTED}*, or check that module against the new version and raise SUPPORTED",
         )
+
+
+HELPERS = {"extract_activations": ("extract_shard",)}
+"""Rules that make parts for another rule: they are jobs of Snakemake's, and nothing to DVC and the records."""
 
 
 @dataclass(frozen=True)

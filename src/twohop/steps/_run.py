@@ -34,6 +34,7 @@ from twohop.lineage import (
     Record,
     closure,
     digest_of,
+    libraries,
     record_of,
     source_root,
     step_code,
@@ -301,8 +302,17 @@ def _identity(call: Call, code: Mapping[str, str], inputs: Iterable[InputFile]) 
         "params_sha256": digest_of(dict(call.params)),
         "code_sha256": digest_of(dict(code)),
         "inputs": [[i.name, i.path, i.sha256] for i in inputs],
+        "versions": _used_versions(call),
     }
     return {**facts, "key": digest_of(facts)}
+
+
+def _used_versions(call: Call) -> dict[str, str]:
+    """Of the recorded libraries, those that the step imports: half-done work of another version is not resumed (A7)."""
+    if not call.code:
+        return {}
+    used = libraries(f"twohop.steps.{call.step}")
+    return {name: number for name, number in _versions().items() if name in used}
 
 
 def _batch(call: Call) -> int | None:
