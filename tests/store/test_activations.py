@@ -381,3 +381,30 @@ def test_c06_chunks_of_other_content_are_not_used(tmp_path: Path) -> None:
         tmp_path / "a.h5", tmp_path / "work", {**ATTRS, "revision": "2"}, [TEXT, PICTURES], chunk_rows=CHUNK
     )
     assert len(other.missing("text")) == 3
+
+
+def test_whole_puts_together_what_another_writer_has_put(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "apart"
+    maker = writer(folder)
+    fill(maker)
+    assert ActivationWriter.whole(folder / "a.h5", folder / "work") is None  # nobody left the plan
+    maker.keep_plan()
+    found = ActivationWriter.whole(folder / "a.h5", folder / "work")
+    assert found is not None
+    assert found.rows == {"text": 5, "pictures": 3}
+    found.finish()
+    assert (folder / "a.h5").read_bytes() == path.read_bytes()
+
+
+def test_whole_is_none_while_a_chunk_is_missing_or_the_plan_is_another(tmp_path: Path) -> None:
+    maker = writer(tmp_path)
+    fill(maker)
+    maker.keep_plan()
+    (plan,) = (tmp_path / "work").rglob("plan.json")
+    text = plan.read_text()
+    for damaged in (text[:-9], text.replace('"revision": "000', '"revision": "100'), "[]"):
+        plan.write_text(damaged)
+        assert ActivationWriter.whole(tmp_path / "a.h5", tmp_path / "work") is None
+    plan.write_text(text)
+    next(iter((tmp_path / "work").rglob("*.chunk"))).unlink()
+    assert ActivationWriter.whole(tmp_path / "a.h5", tmp_path / "work") is None

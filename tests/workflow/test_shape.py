@@ -106,6 +106,18 @@ def test_shards_are_no_stages_and_no_inputs_to_dvc(fresh, n: int) -> None:
     assert "shard" not in before
 
 
+def test_a_stage_that_dvc_runs_alone_may_use_its_helpers(fresh) -> None:
+    fresh.edit("params.yaml", "shards: 1", "shards: 2")
+    fresh.snakemake("results/build_questions/tiny-llm/questions.parquet")
+    fresh.run("dvc", "repro", "--single-item", "extract_activations@tiny-llm", check=True)
+    assert "extract_activations@tiny-llm" not in fresh.changed_stages()
+    assert sorted(p.name for p in (fresh.root / "logs/extract_shard/tiny-llm").iterdir()) == [
+        "1-of-2.log",
+        "2-of-2.log",
+    ]
+    assert "Nothing to be done" in fresh.snakemake("results/extract_activations/tiny-llm/activations.h5")
+
+
 def test_dvc_yaml_is_up_to_date() -> None:
     done = _run("twohop", "write_dvc", "--check")
     assert done.returncode == 0, f"run `twohop write_dvc` and commit dvc.yaml\n{done.stderr}"
