@@ -32,6 +32,8 @@ def _why_not() -> str:
         return f"not installed: {', '.join(absent)}"
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         return "Snakemake's Slurm plugin is not importable: see requirements/slurm.txt"
+    if Path("/etc/slurm/slurm.conf").exists():
+        return "this machine has a Slurm of its own, or another test runs"
     return "" if os.geteuid() == 0 else "the daemons are started as root"
 
 
