@@ -51,7 +51,7 @@ def test_a01_verify_names_the_altered_file_and_the_next_run_makes_it_again(finis
 
 
 def test_fresh_clone_with_pulled_artifacts_has_nothing_to_do(finished: Any, tmp_path: Path) -> None:
-    finished.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), check=True)
+    finished.run("dvc", "remote", "modify", "store", "url", str(tmp_path / "store"), check=True)
     finished.run("dvc", "push", check=True)
     clone = type(finished)(tmp_path / "clone")
     finished.run("git", "clone", "-q", ".", str(clone.root), check=True)
