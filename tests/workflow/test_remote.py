@@ -112,9 +112,9 @@ def _refused(done: "subprocess.CompletedProcess[str]", *told: str) -> None:
 def _nothing_wrong_here(clone: Any, *, absent: str | None = FILE) -> None:
     """No file of the stage in the workspace, no object in the cache whose bytes are not those of its name."""
     assert absent is None or not (clone.root / absent).exists()
-    for p in (clone.root / ".dvc/cache").rglob("*"):
+    for p in (clone.root / ".dvc/cache/files/md5").rglob("*"):
         if p.is_file():
-            assert hashlib.md5(p.read_bytes()).hexdigest() == f"{p.parent.name}{p.name}".removesuffix(".dir")
+            assert hashlib.md5(p.read_bytes()).hexdigest() == f"{p.parent.name}{p.name}"
 
 
 def _same(clone: Any, tree: Any, path: str = FILE) -> None:

@@ -108,7 +108,7 @@ class Session:
             RemoteError: it cannot be reached, or gives no access.
         """
         error = self.remote.fs.info(self.at(artifacts[0]), return_exceptions=True) if artifacts else None
-        if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, Exception) and not _absent(error):
             raise self._unusable(error, artifacts)
 
     def look(self, artifacts: Sequence[Artifact], doubtful: bool, read_back: bool = False) -> dict[Artifact, Seen]:
@@ -193,6 +193,7 @@ def _listening(ear: _Ear) -> Generator[None]:
     before = [(logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
         logger.propagate, logger.handlers = False, [ear]
+    logging.getLogger("asyncssh").setLevel(logging.ERROR)  # it goes on talking while connections close at exit
     try:
         yield
     finally:
@@ -278,7 +279,7 @@ def listed(lines: Sequence[str], most: int = 12) -> str:
 
 
 def _by_size(artifact: Artifact, info: Any) -> Seen:
-    if isinstance(info, FileNotFoundError):
+    if isinstance(info, FileNotFoundError) and _absent(info):
         return Seen("missing on the remote", present=False)
     if isinstance(info, BaseException):
         return Seen(f"the remote does not give it: {_text(info)}", present=False)
@@ -304,6 +305,12 @@ def _chain(error: BaseException | None) -> Generator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _absent(error: BaseException) -> bool:
+    """Whether the remote answered, and has no such object (over HTTP, a dead host is a FileNotFoundError too)."""
+    causes = [e for e in _chain(error) if isinstance(e, OSError) and not isinstance(e, FileNotFoundError)]
+    return isinstance(error, FileNotFoundError) and not causes and not any(map(_denied, _chain(error)))
 
 
 def _denied(error: BaseException) -> bool:

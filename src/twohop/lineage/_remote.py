@@ -221,7 +221,8 @@ def _not_pulled(s: Session, faults: Faults) -> RemoteError:
     if s.protocol == "local" and not root.exists():
         todo = f"give the folder's right address: dvc remote modify --local {s.name} url FOLDER; then repeat"
         return RemoteError(f"there is no folder {root}\n{what}", s.where, todo)
-    flag = "" if s.protocol in ("s3", "local") else "--read-back "
+    hidden = s.protocol not in ("s3", "local") and any(what.startswith("altered") for what in faults.values())
+    flag = "--read-back " if hidden else ""  # of the right size, and this remote tells nothing of the bytes
     todo = (
         f"in a clone that has them whole: twohop push {flag}{_names(faults)}; then here: twohop pull {_names(faults)}"
     )
