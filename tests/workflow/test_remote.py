@@ -188,23 +188,27 @@ def test_activations_of_one_model_are_enough_for_its_probes(folder_store: tuple[
 # --- objects that are bad or missing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [("truncated", "cut off on the remote"), ("altered", "altered"), ("missing", "missing on the remote")],
-)
-def test_bad_object_is_named_and_healed_by_the_next_push(
-    shared: tuple[Any, Store], tmp_path: Path, how: str, told: str
-) -> None:
+def test_bad_objects_are_named_and_healed_by_the_next_push(shared: tuple[Any, Store], tmp_path: Path) -> None:
     tree, store = shared
-    tree.run("twohop", "push", STAGE, check=True)
-    _damage(store, _key(tree), how)
+    tree.run("twohop", "push", "extract_activations", check=True)
+    cases = {"tiny-vlm": "truncated", "tiny-llm": "altered", "tiny-control": "missing"}
+    files = {model: FILE.replace("tiny-vlm", model) for model in cases}
+    for model, how in cases.items():
+        _damage(store, _key(tree, files[model]), how)
     clone = _clone(tree, tmp_path / "clone")
-    _refused(clone.run("twohop", "pull", STAGE), FILE, STAGE, told, f"twohop push {STAGE}", f"twohop pull {STAGE}")
-    _nothing_wrong_here(clone)
-    assert not (clone.root / FILE).with_name("lineage.json").exists()  # a stage comes whole or not at all
-    assert " 1 sent" in tree.run("twohop", "push", STAGE, check=True).stdout
-    clone.run("twohop", "pull", STAGE, check=True)
-    _same(clone, tree)
+    refused = clone.run("twohop", "pull", "extract_activations")
+    told = {"tiny-vlm": "cut off on the remote", "tiny-llm": "altered on the remote", "tiny-control": "missing on the"}
+    _refused(refused, *(f"{file} (extract_activations@{m}): {told[m]}" for m, file in files.items()))
+    (todo,) = (line for line in refused.stderr.splitlines() if "do:" in line)
+    for model, file in files.items():
+        assert todo.count(f"extract_activations@{model}") == 2  # after twohop push, after twohop pull
+        _nothing_wrong_here(clone, absent=file)
+        assert not (clone.root / file).with_name("lineage.json").exists()  # a stage comes whole or not at all
+    pushed = tree.run("twohop", "push", "extract_activations", check=True).stdout
+    assert "3 sent, 2 of them in the place of a bad one" in pushed
+    clone.run("twohop", "pull", "extract_activations", check=True)
+    for file in files.values():
+        _same(clone, tree, file)
 
 
 def test_killed_push_is_finished_by_the_next_one(s3_store: tuple[Any, Store], tmp_path: Path) -> None:

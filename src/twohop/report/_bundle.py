@@ -68,7 +68,7 @@ def check_bundle(folder: Path) -> list[str]:
         ArtifactError: it is no bundle.
     """
     sums = _read_sums(folder / SUMS)
-    faults = [fault for name, recorded in sums.items() if (fault := _fault(folder / name, recorded))]
+    faults = [f"{name}: {fault}" for name, digest in sums.items() if (fault := _fault(folder / name, digest))]
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {SUMS}
     faults += [f"{name}: not in {SUMS}" for name in sorted(present - set(sums))]
     wanted = {ACTIVATIONS, CARD, RECORD, QUESTIONS, PICTURES, README, EXAMPLE}
@@ -77,17 +77,13 @@ def check_bundle(folder: Path) -> list[str]:
 
 
 def _fill(folder: Path, source: Path, record: Record, model: str) -> None:
-    card = next(i for i in record.inputs if i.name == "card")
-    for origin, name, command in (
-        (source / ACTIVATIONS, ACTIVATIONS, f"{STEP}@{model}"),
-        (source / RECORD, RECORD, f"{STEP}@{model}"),
-        (Path(card.path), CARD, f"prepare_model@{model}"),
-    ):
-        if not origin.exists():
-            raise ArtifactError("it is not here", str(origin), f"twohop pull {command}")
-        shutil.copyfile(origin, folder / name)
     for name, ancestor in _ancestors(record).items():
         write_json(folder / ANCESTORS / name, ancestor.as_json())
+    card = next(Path(i.path) for i in record.inputs if i.name == "card")
+    for origin, stage in ((source / ACTIVATIONS, STEP), (source / RECORD, STEP), (card, "prepare_model")):
+        if not origin.exists():
+            raise ArtifactError("it is not here", str(origin), f"twohop pull {stage}@{model}")
+        shutil.copyfile(origin, folder / origin.name)
     with ActivationReader(folder / ACTIVATIONS) as reader:
         questions, pictures = _questions(reader), _pictures(reader)
         readme = _readme(reader, record, read_json(folder / CARD), pictures)
@@ -195,8 +191,8 @@ def _read_sums(path: Path) -> dict[str, str]:
 
 def _fault(path: Path, recorded: str) -> str:
     if not path.is_file():
-        return f"{path.name}: missing"
-    return "" if sha256_file(path) == recorded else f"{path.name}: its bytes differ from its sha256"
+        return "missing"
+    return "" if sha256_file(path) == recorded else "its bytes differ from its sha256"
 
 
 def _check_activations(folder: Path) -> Iterable[str]:
