@@ -148,10 +148,13 @@ def test_partial_clone_is_told_what_to_pull(finished: Any, tmp_path: Path) -> No
     finished.run("git", "clone", "-q", ".", str(tmp_path / "clone"), check=True)
     clone = replace(finished, root=tmp_path / "clone")
     shutil.copy(finished.root / ".dvc/config", clone.root / ".dvc/config")
-    clone.run("twohop", "pull", f"extract_activations@{MODEL}", check=True)
-    while (done := clone.run("twohop", "bundle", MODEL)).returncode:
-        assert "twohop pull" in done.stderr
-        clone.run(*done.stderr.rsplit("do:", 1)[1].split(), check=True)
+    here = [f"{stage}@{MODEL}" for stage in ("extract_activations", "build_questions", "prepare_model")]
+    clone.run("twohop", "pull", *here, check=True)
+    told = clone.run("twohop", "bundle", MODEL)
+    assert told.returncode == 2
+    assert "lineage records are not here: curate_entities fetch_images" in told.stderr
+    clone.run(*told.stderr.rsplit("do:", 1)[1].split(), check=True)
+    clone.run("twohop", "bundle", MODEL, check=True)
     assert (clone.root / "bundles" / MODEL / "README.md").exists()
 
 

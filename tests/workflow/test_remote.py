@@ -2,9 +2,11 @@
 
 import configparser
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from servers import S3, free_port, http_server, s3_server, ssh_server
+
+from twohop.lineage._objects import _multipart_etag
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
@@ -259,10 +263,37 @@ def test_unreachable_host_is_told_with_the_setting(s3_store: tuple[Any, Store], 
     lost.run("twohop", command, STAGE, check=True)
 
 
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_absent_bucket_is_told_with_the_setting(s3_store: tuple[Any, Store], command: str) -> None:
+    tree, _ = s3_store
+    tree.run("dvc", "remote", "modify", "--local", "store", "url", "s3://no-such-bucket/x", check=True)
+    shutil.rmtree(tree.root / ".dvc/cache" if command == "pull" else tree.root / "logs")
+    _refused(tree.run("twohop", command, STAGE), "bucket does not exist", FILE, "dvc remote modify --local store url")
+
+
 def test_absent_folder_is_told_with_the_setting(folder_store: tuple[Any, Store], tmp_path: Path) -> None:
     tree, _ = folder_store
     clone = _clone(tree, tmp_path / "clone")
     _refused(clone.run("twohop", "pull", STAGE), "there is no folder", FILE, "dvc remote modify --local store url")
+
+
+# --- what S3 tells of an object's bytes -------------------------------------------------------------------------------
+
+
+def test_checksum_of_an_object_sent_in_parts(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file is compared by the server's ETag, so that a push need not read it back."""
+    part = 5 << 20
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: part)
+    file = tmp_path / "file"
+    file.write_bytes(hashlib.shake_256(b"x").digest(2 * part + 17))
+    code = (
+        "import sys, s3fs\n"
+        f"s3fs.S3FileSystem(endpoint_url={s3.url!r}).put_file({str(file)!r}, 'store/parts', chunksize={part})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **s3.env}, check=True)
+    told = s3.client.head_object(Bucket=s3.bucket, Key="parts")["ETag"].strip('"')
+    assert told.endswith("-3")
+    assert _multipart_etag(file) == told
 
 
 # --- a clone's own objects --------------------------------------------------------------------------------------------

@@ -126,6 +126,24 @@ class Session:
                 seen[artifact] = self._read(artifact)
         return seen
 
+    @contextlib.contextmanager
+    def transfer(self, artifacts: Sequence[Artifact]) -> Generator[None]:
+        """Around a transfer: that single files failed is looked at afterwards, that nothing went is told at once.
+
+        Raises:
+            RemoteError: the remote as a whole failed.
+        """
+        from dvc.exceptions import DownloadError, DvcException, UploadError
+
+        try:
+            yield
+        except (DownloadError, UploadError):
+            return
+        except DvcException:
+            raise
+        except Exception as error:  # every transport has exceptions of its own
+            raise self._unusable(error, artifacts) from error
+
     def remove(self, artifacts: Iterable[Artifact]) -> None:
         """Delete objects of the remote."""
         for artifact in artifacts:
@@ -141,7 +159,7 @@ class Session:
 
     def _read(self, artifact: Artifact) -> Seen:
         with self.remote.fs.open(self.at(artifact), "rb") as f:
-            return Seen() if md5_of(f) == artifact.md5 else Seen("altered: its bytes are not those of its name")
+            return Seen() if md5_of(f) == artifact.md5 else Seen("altered on the remote: other bytes than recorded")
 
     def _unusable(self, error: BaseException, artifacts: Sequence[Artifact]) -> RemoteError:
         names = listed([f"{a.path} ({a.stage})" for a in artifacts])
@@ -149,12 +167,12 @@ class Session:
             todo = _ACCESS.get(self.protocol, "check the credentials: dvc remote modify --local {name} ...")
             return RemoteError(f"no access, wrong or missing credentials: {_text(error)}\n{names}", self.where,
                                f"{todo.format(name=self.name)}; then repeat the command")  # fmt: skip
-        key = "endpointurl" if self.remote.fs.protocol == "s3" else "url"
+        mend = f"dvc remote modify --local {self.name} url ..."
+        more = f"; dvc remote modify --local {self.name} endpointurl ..." if self.protocol == "s3" else ""
         return RemoteError(
             f"the remote cannot be reached: {_text(error)}\n{names}",
             self.where,
-            f"check the network and the address (dvc remote list; dvc remote modify --local {self.name} {key} ...), "
-            "then repeat the command",
+            f"check the network and the address (dvc remote list; {mend}{more}), then repeat the command",
         )
 
     def told(self, artifact: Artifact) -> str:

@@ -8,7 +8,6 @@ DVC does the transport. What it leaves out is done around it:
   A stage comes whole or not at all; its bytes are compared with dvc.lock and with its lineage record.
 """
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from twohop.lineage._records import RECORD, read_record
 
 READ_ONLY = ("http", "webhdfs")
 """Protocols that a remote is only read by."""
+_CUT_SHORT = "did not come through"
 Faults = Mapping[Artifact, str]
 LOG = logging.getLogger(__name__)
 
@@ -93,11 +93,9 @@ def _drop_spoilt(s: Session) -> set[Artifact]:
 
 
 def _send(s: Session, wanted: Sequence[Artifact], bad: Sequence[Artifact], jobs: int | None) -> None:
-    from dvc.exceptions import UploadError
-
     if wanted:
-        s.remove(bad)
-        with contextlib.suppress(UploadError):  # each artifact is looked at afterwards
+        with s.transfer(wanted):
+            s.remove(bad)
             s.repo.push(stages_of(wanted), jobs=jobs, remote=s.name)
 
 
@@ -145,7 +143,7 @@ def _bring(
     _fetch(s, absent, jobs)
     failed = [a for a in s.artifacts if not s.cached(a).exists()]
     seen = s.look(failed, doubtful=False)
-    faults = {a: seen[a].fault or s.told(a) or "altered on the remote: its bytes are not its own" for a in failed}
+    faults = {a: seen[a].fault or _on_the_way(s, a) for a in failed}
     broken = set(stages_of(failed))
     whole = [a for a in s.artifacts if a.stage not in broken]
     _check_out(s, whole, force)
@@ -162,12 +160,16 @@ def _bring(
     return faults | foreign, spoilt
 
 
-def _fetch(s: Session, absent: Sequence[Artifact], jobs: int | None) -> None:
-    from dvc.exceptions import DownloadError
+def _on_the_way(s: Session, artifact: Artifact) -> str:
+    """Why an object that the remote has, in the right size, did not come."""
+    told = s.told(artifact)
+    return f"{_CUT_SHORT}: {told}" if told else "altered on the remote: other bytes than recorded"
 
+
+def _fetch(s: Session, absent: Sequence[Artifact], jobs: int | None) -> None:
     if absent:
         s.reach(absent)
-        with contextlib.suppress(DownloadError):  # each artifact is looked at afterwards
+        with s.transfer(absent):
             s.repo.fetch(stages_of(absent), jobs=jobs, remote=s.name)
 
 
@@ -221,6 +223,8 @@ def _not_pulled(s: Session, faults: Faults) -> RemoteError:
     if s.protocol == "local" and not root.exists():
         todo = f"give the folder's right address: dvc remote modify --local {s.name} url FOLDER; then repeat"
         return RemoteError(f"there is no folder {root}\n{what}", s.where, todo)
+    if all(fault.startswith(_CUT_SHORT) for fault in faults.values()):
+        return RemoteError(what, s.where, f"mend what it says, then repeat: twohop pull {_names(faults)}")
     hidden = s.protocol not in ("s3", "local") and any(what.startswith("altered") for what in faults.values())
     flag = "--read-back " if hidden else ""  # of the right size, and this remote tells nothing of the bytes
     todo = (
