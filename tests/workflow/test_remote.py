@@ -183,9 +183,10 @@ def test_activations_of_one_model_are_enough_for_its_probes(folder_store: tuple[
     tree.run("twohop", "push", check=True)
     clone = _clone(tree, tmp_path / "clone")
     metrics = "results/train_probes/tiny-vlm/metrics.json"
-    clone.run("twohop", "pull", STAGE, "fetch_images", check=True)
+    clone.run("twohop", "pull", STAGE, check=True)
     clone.snakemake(metrics)
-    assert [p.name for p in (clone.root / "results/extract_activations").iterdir()] == ["tiny-vlm"]
+    here = {str(p.parent.relative_to(clone.root / "results")) for p in (clone.root / "results").rglob("*.json")}
+    assert here == {"extract_activations/tiny-vlm", "train_probes/tiny-vlm"}
     _same(clone, tree, metrics)
 
 
@@ -209,7 +210,7 @@ def test_bad_objects_are_named_and_healed_by_the_next_push(shared: tuple[Any, St
         _nothing_wrong_here(clone, absent=file)
         assert not (clone.root / file).with_name("lineage.json").exists()  # a stage comes whole or not at all
     pushed = tree.run("twohop", "push", "extract_activations", check=True).stdout
-    assert "3 sent, 2 of them in the place of a bad one" in pushed
+    assert "3 sent, 2 in the place of a bad one" in pushed
     clone.run("twohop", "pull", "extract_activations", check=True)
     for file in files.values():
         _same(clone, tree, file)
@@ -361,6 +362,19 @@ def test_own_edited_files_are_not_overwritten(folder_store: tuple[Any, Store]) -
 def test_unknown_stage_is_told_with_the_nearest(folder_store: tuple[Any, Store]) -> None:
     tree, _ = folder_store
     _refused(tree.run("twohop", "pull", "extract_activation@tiny-vlm"), f"did you mean {STAGE}")
+
+
+def test_missing_plugin_is_told_with_what_brings_it(folder_store: tuple[Any, Store]) -> None:
+    tree, _ = folder_store
+    tree.run("dvc", "remote", "modify", "store", "url", "s3://bucket/path", check=True)
+    code = "import sys; sys.modules['dvc_s3'] = None; from twohop.cli import main; sys.exit(main(['push']))"
+    _refused(tree.run("python", "-c", code), "dvc-s3", "pip install -e '.[s3]'")
+
+
+def test_other_folder_is_refused(folder_store: tuple[Any, Store]) -> None:
+    tree, _ = folder_store
+    below = replace(tree, root=tree.root / "docs", extra={"PYTHONPATH": str(tree.root / "src")})
+    _refused(below.run("twohop", "pull"), f"cd {tree.root}")
 
 
 # --- other transports -------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def _push(args: Arguments) -> None:
     from twohop.lineage import push
 
     moved = push(args.targets, args.remote, args.jobs, args.read_back)
-    _say(moved, f"{moved.sent} sent, {moved.healed} of them in the place of a bad one")
+    _say(moved, f"{moved.sent} sent" + (f", {moved.healed} in the place of a bad one" if moved.healed else ""))
 
 
 def _pull(args: Arguments) -> None:

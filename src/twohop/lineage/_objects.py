@@ -146,8 +146,8 @@ class Session:
 
     def remove(self, artifacts: Iterable[Artifact]) -> None:
         """Delete objects of the remote."""
-        for artifact in artifacts:
-            self.remote.fs.rm(self.at(artifact))
+        for path in {self.at(a) for a in artifacts}:
+            self.remote.fs.rm(path)
 
     def _says_nothing(self, artifact: Artifact, info: Any) -> bool:
         """Whether only reading can tell that an object of the right size is the right one."""
@@ -190,16 +190,14 @@ def session(targets: Sequence[str], remote: str | None) -> Generator[Session]:
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
-    from dvc_objects.fs.errors import RemoteMissingDepsError
 
     ear = _Ear()
     with _listening(ear):
         try:
             with Repo() as repo, lock_repo(repo):
+                if Path(repo.root_dir) != Path.cwd():
+                    raise RemoteError("not the project's folder", str(Path.cwd()), f"cd {repo.root_dir}")
                 yield Session(repo, _checked(repo, remote), _artifacts(repo, targets), ear)
-        except RemoteMissingDepsError as error:
-            extra = "s3" if "s3" in error.missing_deps[0] else "ssh"
-            raise RemoteError(str(error), str(Path.cwd()), f"pip install 'twohop[{extra}]'") from None
         except DvcException as error:
             raise RemoteError(f"DVC: {error}", str(Path.cwd()), "mend it, then repeat the command") from error
 
@@ -222,9 +220,14 @@ def _listening(ear: _Ear) -> Generator[None]:
 def _checked(repo: Any, name: str | None) -> Any:
     """The remote, if it is one that checks."""
     from dvc.config import NoRemoteError
+    from dvc_objects.fs.errors import RemoteMissingDepsError
 
     try:
         remote = repo.cloud.get_remote(name)
+    except (ImportError, RemoteMissingDepsError) as error:
+        extra = next((word for word in ("s3", "ssh") if word in str(error)), None)
+        todo = f"pip install -e '.[{extra}]'" if extra else "pip install what it names"
+        raise RemoteError(_text(error), ".dvc/config", todo) from None
     except NoRemoteError:
         todo = "dvc remote add --default store URL; dvc remote modify store verify true"
         raise RemoteError("no remote is set", ".dvc/config", todo) from None

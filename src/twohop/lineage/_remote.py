@@ -8,6 +8,7 @@ DVC does the transport. What it leaves out is done around it:
   A stage comes whole or not at all; its bytes are compared with dvc.lock and with its lineage record.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from twohop.lineage._records import RECORD, read_record
 
 READ_ONLY = ("http", "webhdfs")
 """Protocols that a remote is only read by."""
-_CUT_SHORT = "did not come through"
+_CUT_SHORT, _FOREIGN = "did not come through", "its sha256 is not the one in its lineage record"
 Faults = Mapping[Artifact, str]
 LOG = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _drop_spoilt(s: Session) -> set[Artifact]:
     """Read the clone's own objects (DVC trusts them unread, A3); a spoilt one is made again or dropped."""
     spoilt = {a for a in s.artifacts if s.cached(a).exists() and not is_whole(s.cached(a), a)}
     for artifact in spoilt:
-        s.cached(artifact).unlink()
+        s.cached(artifact).unlink(missing_ok=True)
     for artifact in s.artifacts:
         if not s.cached(artifact).exists() and is_whole(Path(artifact.path), artifact):
             restore(Path(artifact.path), s.cached(artifact))
@@ -107,12 +108,9 @@ def _lost(artifact: Artifact, spoilt: set[Artifact], fault: str) -> str:
 def _not_pushed(s: Session, faults: Faults, lost: Faults) -> RemoteError:
     what = _lines(s, "not pushed", {**faults, **lost})
     if faults:
-        return RemoteError(what, s.where, f"mend what it says, then repeat: twohop push {_names(faults)}")
-    todo = (
-        f"make it: snakemake --cores all; or in a clone that has it: twohop push {_names(lost)}, "
-        f"and then here: twohop pull {_names(lost)}"
-    )
-    return RemoteError(what, s.where, todo)
+        return RemoteError(what, s.where, f"mend what it says, then repeat: {_command('push', faults)}")
+    elsewhere = f"in a clone that has it: {_command('push', lost)}, and then here: {_command('pull', lost)}"
+    return RemoteError(what, s.where, f"make it: snakemake --cores all; or {elsewhere}")
 
 
 def pull(targets: Sequence[str] = (), remote: str | None = None, jobs: int | None = None, force: bool = False) -> Moved:
@@ -152,12 +150,18 @@ def _bring(
         Path(artifact.path).unlink(missing_ok=True)
         if not is_whole(s.cached(artifact), artifact):
             s.cached(artifact).unlink(missing_ok=True)
-    good = [a for a in whole if a not in spoilt]
-    foreign = _compare_with_records(good)
-    for artifact in foreign:
-        Path(artifact.path).unlink()
-        s.cached(artifact).unlink()
+    foreign = _compare_with_records([a for a in whole if a not in spoilt])
+    _undo(s, absent, foreign)
     return faults | foreign, spoilt
+
+
+def _undo(s: Session, absent: Sequence[Artifact], foreign: Faults) -> None:
+    """Take back stages that hold something wrong, as far as this pull brought them."""
+    broken = set(stages_of(foreign))
+    for artifact in (a for a in absent if a.stage in broken):
+        Path(artifact.path).unlink(missing_ok=True)
+        if artifact in foreign:
+            s.cached(artifact).unlink(missing_ok=True)
 
 
 def _on_the_way(s: Session, artifact: Artifact) -> str:
@@ -194,21 +198,21 @@ def _check_out(s: Session, artifacts: Sequence[Artifact], force: bool) -> None:
 def _compare_with_records(artifacts: Sequence[Artifact]) -> dict[Artifact, str]:
     """Artifacts whose bytes are not the ones that their lineage record names (A1)."""
     faults: dict[Artifact, str] = {}
-    records: dict[Path, dict[str, str]] = {}
     for artifact in artifacts:
         path = Path(artifact.path)
         try:
-            known = records.setdefault(path.parent, _recorded(path.parent / RECORD))
+            recorded = _recorded(path.parent / RECORD).get(path.name)
         except ArtifactError as error:
             faults[artifact] = error.what
             continue
-        if path.name in known and known[path.name] != _sha256(path):
-            faults[artifact] = "its sha256 is not the one in its lineage record"
+        if recorded is not None and recorded != _sha256(path):
+            faults[artifact] = _FOREIGN
     return faults
 
 
+@functools.lru_cache(maxsize=4)
 def _recorded(record: Path) -> dict[str, str]:
-    """File name -> sha256."""
+    """File name -> sha256; artifacts of a folder come one after the other."""
     return {Path(o.path).name: o.sha256 for o in read_record(record).outputs} if record.exists() else {}
 
 
@@ -223,14 +227,16 @@ def _not_pulled(s: Session, faults: Faults) -> RemoteError:
     if s.protocol == "local" and not root.exists():
         todo = f"give the folder's right address: dvc remote modify --local {s.name} url FOLDER; then repeat"
         return RemoteError(f"there is no folder {root}\n{what}", s.where, todo)
+    push, pull_again = _command("push", faults), _command("pull", faults)
     if all(fault.startswith(_CUT_SHORT) for fault in faults.values()):
-        return RemoteError(what, s.where, f"mend what it says, then repeat: twohop pull {_names(faults)}")
-    hidden = s.protocol not in ("s3", "local") and any(what.startswith("altered") for what in faults.values())
-    flag = "--read-back " if hidden else ""  # of the right size, and this remote tells nothing of the bytes
-    todo = (
-        f"in a clone that has them whole: twohop push {flag}{_names(faults)}; then here: twohop pull {_names(faults)}"
-    )
-    return RemoteError(what, s.where, todo)
+        return RemoteError(what, s.where, f"mend what it says, then repeat: {pull_again}")
+    if all(fault == _FOREIGN for fault in faults.values()):
+        todo = f"no run wrote them: in the clone that committed dvc.lock: snakemake --cores all; {push}; git push"
+        return RemoteError(what, s.where, f"{todo}; then here: git pull; {pull_again}")
+    hidden = s.protocol not in ("s3", "local") and any(fault.startswith("altered") for fault in faults.values())
+    if hidden:  # of the right size, and this remote tells nothing of the bytes
+        push = push.replace("push", "push --read-back")
+    return RemoteError(what, s.where, f"in a clone that has them whole: {push}; then here: {pull_again}")
 
 
 def _lines(s: Session, verb: str, faults: Faults) -> str:
@@ -238,7 +244,7 @@ def _lines(s: Session, verb: str, faults: Faults) -> str:
     return f"{len(faults)} of {len(s.artifacts)} artifacts {verb}\n{listed(lines)}"
 
 
-def _names(faults: Faults, most: int = 6) -> str:
-    """Stages for a command line; none (which means all) when there are many."""
+def _command(word: str, faults: Faults, most: int = 6) -> str:
+    """The command for the stages of some artifacts; without stages (which means all) when there are many."""
     stages = stages_of(faults)
-    return " ".join(stages if len(stages) <= most else [])
+    return " ".join(["twohop", word, *(stages if len(stages) <= most else [])])
