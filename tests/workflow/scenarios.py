@@ -194,8 +194,7 @@ def clone(trees: Trees, *pull: str, link: str = "copy") -> tuple[Tree, Tree]:
     """A good tree with a pushed store, and a fresh clone that has pulled from it."""
     good = trees.finished()
     store = good.root.parent / f"store-{link}"
-    good.run("dvc", "remote", "add", "-f", "-d", "store", str(store), check=True)
-    good.run("dvc", "remote", "modify", "store", "verify", "true", check=True)
+    good.run("dvc", "remote", "modify", "store", "url", str(store), check=True)
     commit(good)
     good.run("dvc", "push", check=True)
     other = Tree(good.root.parent / f"clone-{link}")

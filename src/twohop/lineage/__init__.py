@@ -4,6 +4,7 @@ from twohop.lineage._closure import closure, libraries, project_closure, source_
 from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes, write_code_file
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
 from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
+from twohop.lineage._objects import RemoteError
 from twohop.lineage._records import (
     FORMAT,
     HISTORY,
@@ -20,6 +21,7 @@ from twohop.lineage._records import (
     trace,
     verify,
 )
+from twohop.lineage._remote import Moved, pull, push
 from twohop.lineage._snakemake import CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
 from twohop.lineage._stage import ALONE, run_stage
 from twohop.lineage._sync import (
@@ -47,9 +49,11 @@ __all__ = [
     "InputFile",
     "LockedError",
     "ModelUse",
+    "Moved",
     "Outcome",
     "OutputFile",
     "Record",
+    "RemoteError",
     "Row",
     "Slice",
     "acquire",
@@ -75,6 +79,8 @@ __all__ = [
     "occupy_dvc",
     "plans",
     "project_closure",
+    "pull",
+    "push",
     "read_record",
     "record_of",
     "release",
