@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 NOT_OURS = ("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_", "AWS_")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tree:
     """A project folder and how to run commands in it."""
 
@@ -58,7 +58,7 @@ class Tree:
         text = self.run("dvc", "status", check=True).stdout
         return {line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line[0].isspace()}
 
-    def edit(self, path: str, old: str, new: str, count: int = -1) -> None:
+    def edit(self, path: str | Path, old: str, new: str, count: int = -1) -> None:
         file = self.root / path
         text = file.read_text()
         assert old in text
@@ -142,3 +142,9 @@ def fresh_tree(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Call
 def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Tree:
     """The tiny study before anything has run."""
     return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def slurm_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The tiny study before anything has run, for all tests of a module."""
+    return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path_factory.mktemp("study"))

@@ -22,7 +22,7 @@ from twohop.lineage._records import (
     verify,
 )
 from twohop.lineage._remote import Moved, pull, push
-from twohop.lineage._snakemake import CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
+from twohop.lineage._snakemake import HELPERS, CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
 from twohop.lineage._stage import ALONE, run_stage
 from twohop.lineage._sync import (
     Outcome,
@@ -41,6 +41,7 @@ __all__ = [
     "ALONE",
     "CODE_FILE",
     "FORMAT",
+    "HELPERS",
     "HISTORY",
     "RECORD",
     "Ancestor",
