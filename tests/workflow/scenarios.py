@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -208,12 +209,9 @@ def fresh_clone(link: str) -> Scenario:
     """The scenario of one link type."""
 
     def scenario(trees: Trees) -> Said:
-        try:
-            _, tree = clone(trees, link=link)
-        except AssertionError as error:
-            if link == "reflink" and "not supported" in str(error):
-                return "-", "this disk has no reflinks"
-            raise
+        if link == "reflink" and not _has_reflinks():
+            return "-", "not tried: this disk has no reflinks"
+        _, tree = clone(trees, link=link)
         both_clean(tree)
         assert NOTHING in tree.snakemake()
         tree.edit(*L2)
@@ -227,6 +225,13 @@ def fresh_clone(link: str) -> Scenario:
 
     scenario.__doc__ = f"Fresh clone and `dvc pull`, links by {link}; then a changed parameter."
     return scenario
+
+
+def _has_reflinks() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a").write_text("x")
+        words = ["cp", "--reflink=always", f"{folder}/a", f"{folder}/b"]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def _altered(cache: Path) -> list[str]:
