@@ -91,7 +91,7 @@ def test_headings_do_not_skip_a_level(page):
 def test_answers_are_cut_where_the_params_say(page):
     assert "The first 50 of 120 answers" in page
     body = page[page.index('<table id="answers">') :]
-    assert body[: body.index("</table>")].count("<tr>") == 51
+    assert body[: body.index("</table>")].count("<tr") == 51
 
 
 def test_answers_show_their_pictures(page):
