@@ -33,6 +33,6 @@ def test_b01_a_bad_file_gives_exit_code_2_and_no_traceback(tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_a01_verify_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
-    done = _twohop("verify", cwd=tmp_path)
+def test_a01_check_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
+    done = _twohop("lineage", "check", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "0 artifacts are what their records say\n")

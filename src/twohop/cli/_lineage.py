@@ -127,7 +127,10 @@ def _check(args: Arguments) -> None:
     read, faults = verify(tuple(args.folders))
     records = read_sound_records(args.folders)
     faults += find_stale(records, _params_now() if records else None)
-    todo = "restore what is named (`dvc checkout`, git), or delete it and run `snakemake --cores all`"
+    todo = (
+        "what is out of date: `snakemake --cores all`; what is altered or missing: restore it (`dvc checkout`, git), "
+        "or delete it and run that"
+    )
     if args.cache:
         objects, bad = check_cache()
         faults += bad

@@ -4,8 +4,9 @@ A run of another git revision is found by `REV:path`: dvc.lock of that revision 
 """
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,26 @@ def _code(a: Record, b: Record) -> tuple[Change, ...]:
 
 
 def _inputs(a: Record, b: Record, book: Book) -> Iterator[InputChange]:
-    ours, theirs = ({(i.name, i.path): i for i in r.inputs} for r in (a, b))
-    for name, path in sorted({*ours, *theirs}):
-        x, y = ours.get((name, path)), theirs.get((name, path))
+    for x, y in _pairs(a.inputs, b.inputs):
         if (x and x.sha256) != (y and y.sha256):
             causes = tuple(_causes(x, y, book, set())) if x and y else ()
-            yield InputChange(name, path, x.sha256 if x else None, y.sha256 if y else None, causes)
+            named = x or y
+            paths = list(dict.fromkeys(i.path for i in (x, y) if i))
+            name = named.name if named else ""
+            yield InputChange(name, " -> ".join(paths), x.sha256 if x else None, y.sha256 if y else None, causes)
+
+
+def _pairs(
+    ours: Sequence[InputFile], theirs: Sequence[InputFile]
+) -> Iterator[tuple[InputFile | None, InputFile | None]]:
+    """Inputs of one name and path together; what is left of a name (another model's files) in its order."""
+    by_path = {(i.name, i.path): i for i in theirs}
+    both = [(i, by_path.pop((i.name, i.path))) for i in ours if (i.name, i.path) in by_path]
+    yield from both
+    matched = {(i.name, i.path) for i, _ in both}
+    left, right = [i for i in ours if (i.name, i.path) not in matched], list(by_path.values())
+    for name in sorted({i.name for i in (*left, *right)}):
+        yield from zip_longest([i for i in left if i.name == name], [i for i in right if i.name == name])
 
 
 def _causes(x: InputFile, y: InputFile, book: Book, seen: set[tuple[str, str]]) -> Iterator[Cause]:
@@ -120,9 +135,7 @@ def _causes(x: InputFile, y: InputFile, book: Book, seen: set[tuple[str, str]]) 
         return
     seen.add((a.run_id, b.run_id))
     own = (*_changes(a.params, b.params), *_code(a, b))
-    theirs = {(i.name, i.path): i for i in b.inputs}
-    pairs = [(i, theirs[i.name, i.path]) for i in a.inputs if (i.name, i.path) in theirs]
-    further = [(i, j) for i, j in pairs if i.sha256 != j.sha256]
+    further = [(i, j) for i, j in _pairs(a.inputs, b.inputs) if i and j and i.sha256 != j.sha256]
     if own or not further:
         yield Cause(describe(a), describe(b), own)
     for i, j in further:

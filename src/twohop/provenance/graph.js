@@ -53,7 +53,7 @@
     const pairs = {
       run: run.run_id, started: run.started, seconds: run.seconds, "peak MiB": run.peak_mib,
       commit: (run.commit || "none") + (run.dirty ? " + edits" : ""), key: run.key,
-      host: Object.values(run.host).filter((v) => v !== null).join(", "),
+      host: [run.host.system, run.host.machine, `${run.host.cores} cores`, run.host.accelerator].filter(Boolean).join(", "),
     };
     for (const [key, value] of Object.entries(pairs)) {
       add("dt", key, facts);

@@ -1,4 +1,4 @@
-"""Numbers on the page carry the id under which `twohop lineage view` finds them: `<run>/summary.json#<JSON pointer>`."""
+"""Numbers on the page carry the id by which `twohop lineage view` finds them: `<run>/summary.json#<JSON pointer>`."""
 
 import re
 from collections.abc import Mapping, Sequence
