@@ -1,4 +1,4 @@
-"""Records beside artifacts and questions to them, import closures, and the bridge that lets Snakemake and DVC share one tree."""
+"""Records beside artifacts, questions to them, import closures, and the bridge between Snakemake and DVC."""
 
 from twohop.lineage._check import Fault, check_cache, differences, find_stale, verify
 from twohop.lineage._closure import closure, project_closure, source_root
