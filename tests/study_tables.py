@@ -246,7 +246,7 @@ def figure_job(root: Path, inputs: Mapping[str, tuple[Path, ...]]) -> Job:
         name: root / "plot_figures" / (name.replace("_svg", ".svg").replace("_png", ".png"))
         for name in plot_figures.STEP.outputs
     }
-    outputs["summary"] = root / "plot_figures" / "summary.json"
+    outputs |= {name: root / "plot_figures" / f"{name}.json" for name in ("summary", "headline")}
     return Job("plot_figures", None, params, inputs, outputs)
 
 
@@ -259,7 +259,7 @@ def report_job(root: Path, inputs: Mapping[str, tuple[Path, ...]], figures: Job,
         write_lineage(root / "run_benchmark" / "lm" / "lineage.json", "run_benchmark", "lm", "prepare_model-lm"),
         write_lineage(root / "plot_figures" / "lineage.json", "plot_figures", None, wrote=figures.outputs["summary"]),
     )
-    paths = tuple(p for n, p in figures.outputs.items() if n != "summary")
+    paths = tuple(p for n, p in figures.outputs.items() if n not in ("summary", "headline"))
     given = {**inputs, **pictures, "summary": (figures.outputs["summary"],), "figures": paths, "lineages": lineages}
     params = {"render_report": {"title": "Where <is> it lost?", "max_answers": max_answers}, "models": MODELS}
     return Job("render_report", None, params, given, {"report": root / "render_report" / "report.html"})

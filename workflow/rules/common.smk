@@ -1,6 +1,7 @@
 # What all rules share: checked params, model names, the lock of the tree, the bridge to DVC.
 #
 # params.yaml is read once, here, and checked before anything else: a fault ends the program, exit code 2.
+import atexit
 import os
 import re
 import sys
@@ -31,8 +32,8 @@ MODELS = [*BACKBONES, *VLMS, *CONTROLS]
 CODE = or_exit(lineage.step_codes, PARAMS.hash_code.rerun_on_versions)
 UNDER_DVC = "DVC_STAGE" in os.environ
 CORES = workflow.cores or len(os.sched_getaffinity(0))
-# Two models side by side; DVC runs one stage, and so often one job, at a time.
-MODEL_THREADS = CORES if UNDER_DVC else max(1, CORES // 2)
+# Two models side by side, unless DVC asks for one stage, and so often for one job.
+MODEL_THREADS = CORES if lineage.ALONE in os.environ else max(1, CORES // 2)
 
 
 ASSEMBLED = [m for m in MODELS if PARAMS.models[m].source.kind == "assembled"]
@@ -84,18 +85,18 @@ if UNDER_DVC:
     or_exit(lineage.check_fingerprint, PARAMS)
 
 if lineage.plans(workflow) and not UNDER_DVC and lineage.is_free(Path()):
-    or_exit(lineage.before_run)
+    or_exit(lineage.before_run, CODE, True)
 
 if lineage.works(workflow):
     or_exit(lineage.acquire, Path())
     if not UNDER_DVC:
-        or_exit(lineage.before_run)
+        or_exit(lineage.before_run, CODE, False)
         or_exit(lineage.occupy_dvc, Path())
+        # Snakemake calls neither handler when there is nothing to do, and DVC may still have something to learn
+        atexit.register(lineage.at_exit, Path())
 
         onsuccess:
-            lineage.free_dvc(Path())
-            or_exit(lineage.after_run)
+            or_exit(lineage.after_run, Path())
 
         onerror:
-            lineage.free_dvc(Path())
-            or_exit(lineage.after_run)
+            or_exit(lineage.after_run, Path())

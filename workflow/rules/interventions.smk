@@ -18,6 +18,7 @@ rule score_attribution:
         scores="results/score_attribution/{model}/scores.parquet",
         validation="results/score_attribution/{model}/validation.parquet",
         spans="results/score_attribution/{model}/spans.parquet",
+        profile="results/score_attribution/{model}/profile.csv",
         metrics="results/score_attribution/{model}/metrics.json",
         lineage="results/score_attribution/{model}/lineage.json",
     log:

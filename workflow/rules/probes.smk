@@ -35,6 +35,7 @@ rule train_probes:
         activations="results/extract_activations/{model}/activations.h5",
     output:
         curves="results/train_probes/{model}/curves.parquet",
+        curve="results/train_probes/{model}/curve.csv",
         probes="results/train_probes/{model}/probes.safetensors",
         metrics="results/train_probes/{model}/metrics.json",
         lineage="results/train_probes/{model}/lineage.json",

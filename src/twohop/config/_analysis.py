@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from twohop.config._base import Section
 from twohop.config._data import ArtSource
@@ -151,7 +151,7 @@ class TrainProbes(Section):
     layer_stride: int = Field(ge=1)
     """Every n-th layer is probed; the embedding and the last layer always are."""
     l2: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Candidate L2 strengths (1/C); chosen by inner cross-validation at each layer."""
+    """Candidate L2 strengths (1/C); chosen by inner cross-validation at each layer (one number: a list of it)."""
     inner_folds: int = Field(ge=2)
     """Folds of the inner cross-validation."""
     copies: int = Field(ge=0)
@@ -160,6 +160,12 @@ class TrainProbes(Section):
     """Bootstrap draws over entities."""
     seed: int = Field(ge=0)
     """Seed of the folds, the shuffled labels and the bootstrap."""
+
+    @field_validator("l2", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        """So that `dvc exp run -S train_probes.l2=0.1` says what it means."""
+        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class RecoverRecall(Section):

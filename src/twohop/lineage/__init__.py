@@ -2,7 +2,7 @@
 
 from twohop.lineage._check import Fault, check_cache, differences, find_stale, verify
 from twohop.lineage._closure import closure, project_closure, source_root
-from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes
+from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes, write_code_file
 from twohop.lineage._diff import Cause, Change, Difference, InputChange, diff, record_at, resolve_any
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
 from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
@@ -38,10 +38,22 @@ from twohop.lineage._records import (
     sha256,
 )
 from twohop.lineage._snakemake import CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
-from twohop.lineage._stage import run_stage
-from twohop.lineage._sync import Outcome, adopt, after_run, before_run, commit, in_step, needs_adoption
+from twohop.lineage._stage import ALONE, run_stage
+from twohop.lineage._sync import (
+    Outcome,
+    Row,
+    adopt,
+    after_run,
+    at_exit,
+    before_run,
+    commit,
+    in_step,
+    needs_adoption,
+    sync,
+)
 
 __all__ = [
+    "ALONE",
     "CODE_FILE",
     "FOLDERS",
     "FORMAT",
@@ -61,12 +73,14 @@ __all__ = [
     "Outcome",
     "OutputFile",
     "Record",
+    "Row",
     "Slice",
     "Target",
     "acquire",
     "adopt",
     "after_run",
     "arguments",
+    "at_exit",
     "before_run",
     "check_cache",
     "check_fingerprint",
@@ -111,7 +125,9 @@ __all__ = [
     "step_code",
     "step_codes",
     "step_of_run",
+    "sync",
     "verify",
     "walk",
     "works",
+    "write_code_file",
 ]

@@ -161,12 +161,11 @@ def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
 
     _guard()
     os.environ[NO_HOOKS] = "1"
-    logging.getLogger("snakemake").setLevel(logging.WARNING)
     quiet = OutputSettings(quiet={Quietness.ALL}, log_handler_settings={}, dryrun=True)
     with SnakemakeApi(quiet) as api:
         loaded = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"))
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), _silence():
                 loaded.dag(DAGSettings(targets=frozenset(targets))).summary()
         except (RuleException, WorkflowError) as error:
             raise TwohopError(f"Snakemake cannot plan: {error}", "Snakefile", "see what `snakemake -n` says") from error
@@ -174,6 +173,17 @@ def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
         workflow.execution_settings = ExecutionSettings()
         workflow.iocache.deactivate()
         yield Graph(workflow)
+
+
+@contextlib.contextmanager
+def _silence() -> Generator[None]:
+    """Snakemake tells every planning; ours is not the user's business."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def record_is_good(file: Path) -> bool:
