@@ -34,7 +34,7 @@ def _ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["find", "--input", "results/make/m/x.json"], "results/use/y.json"),
         (["diff", "aaaa", "bbbb"], "seconds: 1.0 -> 1.0"),
         (["check"], "2 artifacts are what their records say"),
-        (["check", "--cache"], "2 artifacts are what their records say"),
+        (["check", "--cache"], "2 artifacts and 0 cached copies are what their records say"),
         (["render", "-o", "g.html"], "g.html: 2 runs"),
     ],
 )

@@ -7,6 +7,12 @@ from typing import Any
 
 from twohop.cli._command import Adder, Arguments, command
 
+_ALTERED = (
+    "restore what is altered or missing (`dvc checkout`, git), or delete it and run `snakemake --cores all`; "
+    "delete what no record names"
+)
+_STALE = "make what is out of date again: `snakemake --cores all`"
+_CACHED = "delete the bad cached copy, then `dvc commit -f STAGE` if the artifact itself is good, else `dvc fetch`"
 _IDS = "run id or its beginning, path, or <run>/<file name>"
 
 
@@ -124,23 +130,20 @@ def _check(args: Arguments) -> None:
     from twohop.errors import ArtifactError
     from twohop.lineage import check_cache, find_stale, read_sound_records, verify
 
-    read, faults = verify(tuple(args.folders))
+    read, altered = verify(tuple(args.folders))
     records = read_sound_records(args.folders)
-    faults += find_stale(records, _params_now() if records else None)
-    todo = (
-        "what is out of date: `snakemake --cores all`; what is altered or missing: restore it (`dvc checkout`, git), "
-        "or delete it and run that"
-    )
-    if args.cache:
-        objects, bad = check_cache()
-        faults += bad
-        read += objects
-        if bad:
-            todo += "; delete a bad cached copy, then `dvc commit -f STAGE` (if the artifact is good) or `dvc fetch`"
+    stale = find_stale(records, _params_now() if records else None)
+    objects, cached = check_cache() if args.cache else (0, [])
+    found = ((altered, _ALTERED), (stale, _STALE), (cached, _CACHED))
+    faults = [fault for kind, _ in found for fault in kind]
+    copies = f" and {objects} cached copies" if args.cache else ""
     if faults:
-        lines = "\n".join(f"{f.path}: {f.what}" for f in faults)
-        raise ArtifactError(lines, f"{len(faults)} faults in {read} artifacts", todo)
-    print(f"{read} artifacts are what their records say")
+        raise ArtifactError(
+            "\n".join(f"{f.path}: {f.what}" for f in faults),
+            f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {read} artifacts{copies}",
+            "; ".join(todo for kind, todo in found if kind),
+        )
+    print(f"{read} artifacts{copies} are what their records say")
 
 
 def _params_now() -> Any:
