@@ -6,6 +6,7 @@ The rules are the MUSTs of RO-Crate 1.1, Workflow RO-Crate 1.0, Process Run Crat
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from twohop.errors import ArtifactError, TwohopError
-from twohop.lineage import read_book
+from twohop.lineage import InputFile, read_book
 from twohop.provenance import export
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,15 @@ def test_the_crate_opens_as_html_without_a_network(crate: Path) -> None:
 def test_data_are_copied_when_asked_for(crate: Path) -> None:
     export(Path("full"), read_book().sorted(), with_data=True)
     assert Path("full/results/fetch_images/pictures.zip").exists()
+
+
+@pytest.mark.parametrize("path", ["../outside.txt", "/tmp/outside.txt", "results/../../outside.txt"])
+def test_a_record_cannot_write_outside_of_the_crate(crate: Path, path: str) -> None:
+    records = read_book().sorted()
+    bad = replace(records[0], inputs=(InputFile("x", path, "0" * 64, None),))
+    with pytest.raises(ArtifactError, match="outside of the project"):
+        export(Path("new"), [bad, *records[1:]])
+    assert not Path("new").exists()
 
 
 def test_an_altered_artifact_a_used_folder_and_an_empty_project_are_refused(crate: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_first_cause_is_told(runs) -> None:
     new = write_run(Path("results/fetch_images"), "new2", {"manifest.parquet": "y"}, params=params)
     b = write_run(Path("results/use"), "use2", {"u.bin": "2"}, read_inputs(new))
     text = "\n".join(difference_lines(diff(a, b, read_book())))
-    assert "first differs at 1111-fet fetch_images -> new2 fetch_images" in text
+    assert "first causes of these:\n  1111-fet fetch_images -> new2 fetch_images\n" in text
     assert "fetch_images.seed: 1 -> 8" in text
 
 

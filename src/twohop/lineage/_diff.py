@@ -87,7 +87,7 @@ def diff(a: Record, b: Record, book: Book) -> Difference:
         versions=_changes(a.versions, b.versions),
         host=_changes({**a.host, "threads": a.threads}, {**b.host, "threads": b.threads}),
         models=_changes(*({m.name: _without_name(asdict(m)) for m in r.models} for r in (a, b))),
-        outputs=_changes(*({Path(o.path).name: o.sha256[:12] for o in r.outputs} for r in (a, b))),
+        outputs=_outputs(a, b),
         seconds=(a.seconds, b.seconds),
     )
 
@@ -101,8 +101,17 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Change, ...]:
 
 
 def _code(a: Record, b: Record) -> tuple[Change, ...]:
-    short = ({f: digest[:12] for f, digest in r.code.items()} for r in (a, b))
-    return _changes(*short)
+    return _digests(a.code, b.code)
+
+
+def _outputs(a: Record, b: Record) -> tuple[Change, ...]:
+    return _digests(*({Path(o.path).name: o.sha256 for o in r.outputs} for r in (a, b)))
+
+
+def _digests(a: Mapping[str, str], b: Mapping[str, str]) -> tuple[Change, ...]:
+    """Files whose digests differ, by name; digests are cut short."""
+    changed = [f for f in sorted({*a, *b}) if a.get(f) != b.get(f)]
+    return tuple(Change(f, *(d[f][:12] if f in d else "(none)" for d in (a, b))) for f in changed)
 
 
 def _inputs(a: Record, b: Record, book: Book) -> Iterator[InputChange]:
@@ -167,7 +176,7 @@ def _of_revision(revision: str, path: Path, book: Book) -> Target:
         raise ArtifactError(
             f"DVC's cache lacks the record {beside} of {revision}",
             str(file),
-            f"fetch it: git worktree add ../{revision[:12]} {revision}, or `dvc fetch --all-commits {stage}`",
+            f"fetch it from the remote: dvc fetch --all-commits {stage}",
         )
     record = read_record(file)
     objects = (CACHE / m[:2] / m[2:] for p, (m, _) in locked.items() if p.endswith(f"/{RECORD}"))

@@ -177,6 +177,8 @@ class _Crate:
 
     def _new_file(self, item: InputFile | OutputFile) -> Any:
         path = Path(item.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise ArtifactError("a record names a file outside of the project", item.path, "see `twohop lineage check`")
         properties = {
             "name": path.name,
             "sha256": item.sha256,

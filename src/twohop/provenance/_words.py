@@ -176,11 +176,14 @@ def _inputs(found: Difference) -> Iterator[str]:
     for item in found.inputs:
         a, b = ((x or "(not read)")[:12] for x in (item.a, item.b))
         yield f"  {item.name} {item.path}: {a} -> {b}"
-        yield from (f"    {line}" for cause in item.causes for line in _cause(cause))
+    causes = dict.fromkeys(cause for item in found.inputs for cause in item.causes)
+    if causes:
+        yield "first causes of these:"
+    yield from (f"  {line}" for cause in causes for line in _cause(cause))
 
 
 def _cause(cause: Cause) -> Iterator[str]:
-    yield f"first differs at {cause.a} -> {cause.b}"
+    yield f"{cause.a} -> {cause.b}"
     if not cause.changes:
-        yield "  with the same params, code and inputs: made on another machine or version, or altered by hand"
+        yield "  the same params, code and inputs: made on another machine or version, or altered by hand"
     yield from (f"  {c.key}: {c.a} -> {c.b}" for c in cause.changes)
