@@ -75,7 +75,7 @@ def _placed(
 ) -> tuple[list[Box], list[tuple[str, int, int]], tuple[int, int]]:
     """Boxes with their places, the bands (name, top, height), and the size of the drawing."""
     boxes = _boxes(records, edges)
-    order = [_SHARED, *dict.fromkeys(b.band for b in boxes if b.band != _SHARED)]
+    order = [_SHARED, *sorted({b.band for b in boxes} - {_SHARED})]
     bands: list[tuple[str, int, int]] = []
     placed: list[Box] = []
     top = TOP
