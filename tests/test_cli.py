@@ -42,6 +42,6 @@ def test_in_a_project_its_own_source_is_used(tmp_path: Path) -> None:
     assert _twohop("lineage", "x", cwd=tmp_path).stdout == "own ['lineage', 'x']\n"
 
 
-def test_a01_verify_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
-    done = _twohop("verify", cwd=tmp_path)
+def test_a01_check_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
+    done = _twohop("lineage", "check", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "0 artifacts are what their records say\n")

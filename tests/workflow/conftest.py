@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+NOT_OURS = ("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_", "AWS_")
 
 
 @dataclass
@@ -21,13 +22,14 @@ class Tree:
     """A project folder and how to run commands in it."""
 
     root: Path
-    more_env: dict[str, str] = field(default_factory=dict[str, str])
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment, e.g. credentials."""
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)}
         own = {"PATH": f"{BIN}:{kept['PATH']}", "PYTHONPATH": str(self.root / "src"), "HF_HUB_OFFLINE": "1"}
-        return kept | own | self.more_env
+        return {**kept, **own, **self.extra}
 
     def run(self, *words: str, check: bool = False, timeout: float = 1200) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(

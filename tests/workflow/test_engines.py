@@ -87,17 +87,17 @@ def test_c01_c02_killed_run_is_finished_by_the_same_command(finished: Any) -> No
     assert finished.changed_stages() == set()
 
 
-def test_a01_verify_names_the_altered_file_and_the_next_run_makes_it_again(finished: Any) -> None:
+def test_a01_check_names_the_altered_file_and_the_next_run_makes_it_again(finished: Any) -> None:
     curves = finished.root / "results/train_probes/tiny-vlm/curves.parquet"
     data = bytearray(curves.read_bytes())
     data[len(data) // 2] ^= 1
     curves.write_bytes(data)
-    told = finished.run("twohop", "verify")
+    told = finished.run("twohop", "lineage", "check")
     assert told.returncode == 2
     assert "results/train_probes/tiny-vlm/curves.parquet: its bytes differ" in told.stderr
     assert "train_probes" in finished.planned()
     finished.snakemake()
-    assert finished.run("twohop", "verify").returncode == 0
+    assert finished.run("twohop", "lineage", "check").returncode == 0
     assert finished.changed_stages() == set()
 
 

@@ -63,7 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def study(cluster: Path, slurm_tree: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny study up to one model's probes, every job run by Slurm; no home folder."""
     slurm_tree.edit(PROFILE, "job_threads=8", "job_threads=1")  # the node has few cores
-    slurm_tree.more_env = {
+    slurm_tree.extra = {
         "HOME": "/proc/none",
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),  # Snakemake wants to write somewhere
         "PYTHONPATH": f"{slurm_tree.root / 'src'}:{_plugin()}",

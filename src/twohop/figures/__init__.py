@@ -2,6 +2,7 @@
 
 from twohop.figures import words
 from twohop.figures._captions import CAPTIONS, vlms
+from twohop.figures._cited import END, MIDDLE, START, cited
 from twohop.figures._draw import FIGURES, INTERVENTIONS, STRATEGIES
 from twohop.figures._headline import headline
 from twohop.figures._look import save, styled
@@ -11,10 +12,14 @@ from twohop.figures._summary import CONDITIONS, pair, restore_order, summarise
 __all__ = [
     "CAPTIONS",
     "CONDITIONS",
+    "END",
     "FIGURES",
     "INTERVENTIONS",
+    "MIDDLE",
+    "START",
     "STRATEGIES",
     "Study",
+    "cited",
     "headline",
     "load_study",
     "pair",

@@ -21,6 +21,41 @@ SUPPORTED = "9.27."
 NO_HOOKS = "TWOHOP_NO_HOOKS"
 POISON = "<not verified: the stage changed since dvc.lock>"
 _NAME_MAX = 254
+_LOOKS = frozenset(
+    [
+        "--archive",
+        "--cleanup-metadata",
+        "--cm",
+        "--containerize",
+        "--d3dag",
+        "--dag",
+        "--detailed-summary",
+        "-D",
+        "--filegraph",
+        "--generate-unit-tests",
+        "--help",
+        "-h",
+        "--lint",
+        "--list",
+        "-l",
+        "--list-changes",
+        "--lc",
+        "--list-rules",
+        "--list-target-rules",
+        "--lt",
+        "--list-untracked",
+        "--lu",
+        "--print-compilation",
+        "--report",
+        "--rulegraph",
+        "--summary",
+        "-S",
+        "--unlock",
+        "--version",
+        "-v",
+    ]
+)
+"""Options with which Snakemake runs no job."""
 
 
 class Slice(dict[str, Any]):
@@ -67,12 +102,20 @@ def find_own_programs() -> None:
 def works(workflow: Any) -> bool:
     """Whether the process that reads the Snakefile is about to run jobs: no dry run, no job's own process, not ours."""
     _guard()
-    return workflow.is_main_process and not workflow.output_settings.dryrun and NO_HOOKS not in os.environ
+    return _executes(workflow) and not workflow.output_settings.dryrun
 
 
 def plans(workflow: Any) -> bool:
     """Whether the process is a user's dry run."""
-    return workflow.is_main_process and workflow.output_settings.dryrun and NO_HOOKS not in os.environ
+    return _executes(workflow) and workflow.output_settings.dryrun
+
+
+def _executes(workflow: Any) -> bool:
+    """Not `--lint`, `--summary` and the like, which only look (the workflow does not say so yet when the Snakefile is
+    read: the command line does); no job's own process.
+    """
+    looks = _LOOKS & {word.split("=", 1)[0] for word in sys.argv[1:]}
+    return workflow.is_main_process and not looks and NO_HOOKS not in os.environ
 
 
 def _guard() -> None:
