@@ -45,13 +45,17 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 # A real Slurm on this machine, about 10 minutes: as root, after  apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
-test-slurm: $(READY)
-	@mkdir -p $(SLURM_PLUGIN)
-	@$(PIP) --no-deps --require-hashes --upgrade --target $(SLURM_PLUGIN) -r requirements/slurm.txt
+test-slurm: $(SLURM_PLUGIN)/.ready
 	PYTHONPATH=$(SLURM_PLUGIN) $(BIN)/python -m pytest -m slurm -rs tests/workflow/test_slurm.py --timeout 1500
 
-engines-check: $(READY)
-	$(BIN)/python tests/workflow/engines_check.py
+$(SLURM_PLUGIN)/.ready: requirements/slurm.txt $(READY)
+	@mkdir -p $(SLURM_PLUGIN)
+	@$(PIP) --no-deps --require-hashes --upgrade --target $(SLURM_PLUGIN) -r requirements/slurm.txt
+	@touch $@
+
+# Every scenario between Snakemake and DVC, as a table; Slurm's only where it is installed (see test-slurm).  make engines-check WORDS="crash pull"
+engines-check: $(SLURM_PLUGIN)/.ready
+	PYTHONPATH=$(SLURM_PLUGIN) $(BIN)/python tests/workflow/engines_check.py $(WORDS)
 
 lock:
 	uv pip compile requirements/requirements.in --override requirements/no-torch.txt --universal --python-version 3.11 \

@@ -39,9 +39,8 @@ class Tree:
         return done
 
     def start(self, *words: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            words, cwd=self.root, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(words, cwd=self.root, env=self.env, stdout=quiet, stderr=quiet, start_new_session=True)
 
     def snakemake(self, *words: str, check: bool = True) -> str:
         done = self.run("snakemake", "--cores", "all", *words, check=check)

@@ -347,7 +347,7 @@ def _crash(trees: Trees, words: list[str], n: int) -> Said:
         run = tree.start(*words)
         time.sleep(draw.uniform(2, 14))
         if run.poll() is None:
-            run.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[i % 3])
+            _hit(run, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[i % 3])
             killed += 1
         run.wait(120)
     tree.run(*words, check=True)
@@ -356,6 +356,14 @@ def _crash(trees: Trees, words: list[str], n: int) -> Said:
     both_clean(tree)
     assert not list((tree.root / "results").rglob(".*.tmp"))
     return f"{killed} kills, then the same bytes; {NOTHING}", CLEAN
+
+
+def _hit(run: "subprocess.Popen[bytes]", what: signal.Signals) -> None:
+    """One process, as `kill` does; with INT its whole group, as Ctrl-C does."""
+    if what == signal.SIGINT:
+        os.killpg(run.pid, what)
+    else:
+        run.send_signal(what)
 
 
 def two_at_once(trees: Trees) -> Said:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from twohop.errors import TwohopError
+from twohop.lineage._check import differences
 from twohop.lineage._code import CODE_FILE
 
 _CUT = 60
@@ -111,12 +112,16 @@ def _changed(dep: Any) -> Iterator[str]:
         if str(dep) == str(CODE_FILE):
             yield from _code_reasons(key, before, after)
         else:
-            yield from (f"param {line}" for line in differences(before, after, key))
+            yield from (f"param {at}: {_short(a)} -> {_short(b)}" for at, a, b in differences(before, after, key))
 
 
 def _code_reasons(step: str, before: Any, after: Any) -> Iterator[str]:
-    for line in differences(before, after, ""):
-        yield f"code of {step} changed" if line.startswith("code:") else f"library {line}"
+    for name, a, b in differences(before or {}, after or {}, ""):
+        yield f"code of {step} changed" if name == "code" else f"library {name}: {a} -> {b}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _CUT else text[: _CUT - 3] + "..."
 
 
 def _lost(dep: Any, makers: Mapping[str, Any], found: Mapping[str, Verdict]) -> Iterator[str]:
@@ -142,21 +147,6 @@ def _at(tree: Any, key: str) -> Any:
         return table[key]
     head, _, rest = key.partition(".")
     return _at(table.get(head), rest) if rest else None
-
-
-def differences(before: Any, after: Any, at: str) -> Iterator[str]:
-    """One line per leaf that differs: `path: old -> new`."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        old, new = cast("Mapping[str, Any]", before), cast("Mapping[str, Any]", after)
-        for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))
-    elif before != after:
-        yield f"{at}: {_short(before)} -> {_short(after)}"
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else repr(value)
-    return text if len(text) <= _CUT else text[: _CUT - 3] + "..."
 
 
 def rehash(stages: Iterable[Any]) -> list[str]:
