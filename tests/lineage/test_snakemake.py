@@ -123,3 +123,18 @@ def test_internal_allowed_rules_keeps_upstream_out(project: Path) -> None:
     (project / "up.txt").write_text("here")
     (project / "b/out.txt").unlink()
     assert "1 of 1 steps" in _run("--allowed-rules", "make", "--", "b/out.txt")
+
+
+@pytest.mark.parametrize("words", [["--lint"], ["-S"], ["--report=r.html"], ["--list-rules"]])
+def test_internal_commands_that_only_look_are_told_apart(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Workflow:
+        is_main_process = True
+
+        class output_settings:
+            dryrun = False
+
+    monkeypatch.delenv(_snakemake.NO_HOOKS, raising=False)
+    monkeypatch.setattr(sys, "argv", ["snakemake", *words])
+    assert not _snakemake.works(Workflow)
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--cores", "1", "--report-stylesheet", "s"])
+    assert _snakemake.works(Workflow)

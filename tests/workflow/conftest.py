@@ -5,8 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,18 +14,22 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+NOT_OURS = ("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_", "AWS_")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tree:
     """A project folder and how to run commands in it."""
 
     root: Path
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment, e.g. credentials."""
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_"))}
-        return kept | {"PATH": f"{BIN}:{kept['PATH']}", "PYTHONPATH": str(self.root / "src"), "HF_HUB_OFFLINE": "1"}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)}
+        own = {"PATH": f"{BIN}:{kept['PATH']}", "PYTHONPATH": str(self.root / "src"), "HF_HUB_OFFLINE": "1"}
+        return {**kept, **own, **self.extra}
 
     def run(self, *words: str, check: bool = False, timeout: float = 1200) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
@@ -54,7 +58,7 @@ class Tree:
         text = self.run("dvc", "status", check=True).stdout
         return {line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line[0].isspace()}
 
-    def edit(self, path: str, old: str, new: str, count: int = -1) -> None:
+    def edit(self, path: str | Path, old: str, new: str, count: int = -1) -> None:
         file = self.root / path
         text = file.read_text()
         assert old in text
@@ -138,3 +142,9 @@ def fresh_tree(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Call
 def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Tree:
     """The tiny study before anything has run."""
     return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def slurm_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The tiny study before anything has run, for all tests of a module."""
+    return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path_factory.mktemp("study"))

@@ -93,6 +93,10 @@ class ExtractActivations(Section):
     """Prompts in a forward pass."""
     chunk_rows: int = Field(ge=1)
     """Rows of a chunk; extraction resumes per chunk."""
+    shards: int = Field(
+        default=1, ge=1, le=1000, exclude=True
+    )  # no part of what the step is told: the bytes are the same
+    """Jobs that share the extraction of one model; more than 1 is for many nodes or GPUs. The file is the same."""
     pictures_prompt: str
     """Prompt of the `pictures` run, which asks for the name of what is shown; `{entity}` stands for the picture."""
     copies: int = Field(ge=0)

@@ -1,11 +1,12 @@
 """Records beside artifacts, questions to them, import closures, and the bridge between Snakemake and DVC."""
 
 from twohop.lineage._check import Fault, check_cache, differences, find_stale, verify
-from twohop.lineage._closure import closure, project_closure, source_root
+from twohop.lineage._closure import closure, libraries, project_closure, source_root
 from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes, write_code_file
 from twohop.lineage._diff import Cause, Change, Difference, InputChange, diff, record_at, resolve_any
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
 from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
+from twohop.lineage._objects import RemoteError
 from twohop.lineage._query import (
     FOLDERS,
     Book,
@@ -38,7 +39,8 @@ from twohop.lineage._records import (
     record_of,
     sha256,
 )
-from twohop.lineage._snakemake import CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
+from twohop.lineage._remote import Moved, pull, push
+from twohop.lineage._snakemake import HELPERS, CodeKey, Slice, arguments, find_own_programs, plans, slicer, works
 from twohop.lineage._stage import ALONE, run_stage
 from twohop.lineage._sync import (
     Outcome,
@@ -58,6 +60,7 @@ __all__ = [
     "CODE_FILE",
     "FOLDERS",
     "FORMAT",
+    "HELPERS",
     "HISTORY",
     "RECORD",
     "Book",
@@ -71,10 +74,12 @@ __all__ = [
     "InputFile",
     "LockedError",
     "ModelUse",
+    "Moved",
     "Node",
     "Outcome",
     "OutputFile",
     "Record",
+    "RemoteError",
     "Row",
     "Slice",
     "Target",
@@ -104,12 +109,15 @@ __all__ = [
     "free_dvc",
     "in_step",
     "is_free",
+    "libraries",
     "maker_of",
     "needs_adoption",
     "occupy_dvc",
     "parse_since",
     "plans",
     "project_closure",
+    "pull",
+    "push",
     "read_book",
     "read_record",
     "read_sound_records",

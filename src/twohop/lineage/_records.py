@@ -1,7 +1,8 @@
 """The record that every job leaves beside its artifacts: the runner writes it, `_check` compares, `_query` walks it.
 
-Two names for a run: `run_id` is this execution's own; `key` follows from step, model, params, code and the content of
-the inputs, so two runs with the same key had no reason to differ. A single file's id is `<run_id>/<file name>`.
+Two names for a run: `run_id` is this execution's own; `key` follows from step, model, params, code, the content of the
+inputs and the versions of the libraries that the step imports, so two runs with the same key had no reason to differ.
+A single file's id is `<run_id>/<file name>`.
 """
 
 import hashlib
@@ -65,7 +66,7 @@ class Record:
     format: int
     run_id: str
     key: str
-    """sha256 over step, model, params, code and inputs' content: see the module's head."""
+    """sha256 over step, model, params, code, inputs' content and libraries: see the module's head."""
     step: str
     model: str | None
     params: Mapping[str, Any]

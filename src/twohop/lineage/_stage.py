@@ -23,6 +23,7 @@ import yaml
 from twohop.errors import TwohopError
 from twohop.lineage._judge import Verdict, dvc_repo, judge
 from twohop.lineage._lock import acquire, dvc_above, free_dvc, occupy_dvc
+from twohop.lineage._snakemake import HELPERS
 from twohop.lineage._sync import CODE_STAGE, call
 
 ALONE = "TWOHOP_ALONE"
@@ -44,7 +45,7 @@ def run_stage(rule: str, model: str | None) -> None:
     acquire(root)
     ahead = _ahead(address)
     if not ahead:
-        code = _snakemake(["--allowed-rules", rule, "--", *own], alone=True)
+        code = _snakemake(["--allowed-rules", rule, *HELPERS.get(rule, ()), "--", *own], alone=True)
     else:
         log.info("%s: running ahead for %d more stages of this dvc repro", address, len(ahead))
         occupy_dvc(root)
