@@ -69,6 +69,16 @@ def test_a_file_that_differs_without_a_reason_is_said() -> None:
     assert [c.changes for c in change.causes] == [()]
 
 
+def test_an_upgraded_library_is_a_cause_when_nothing_else_is() -> None:
+    _chain("aaaa", 0)
+    first = read_book().all["aaaa-source"]
+    fields = {"params": first.params, "versions": {"torch": "3"}, "key": "other"}
+    other = write_run(Path("results/source"), "bbbb-source", {"s.bin": "other"}, **fields)
+    a, b = (replace(BLANK, inputs=read_by(r), key=r.run_id) for r in (first, other))
+    (change,) = diff(a, b, read_book()).inputs
+    assert [c.changes for c in change.causes] == [(Change("torch", "(none)", '"3"'),)]
+
+
 def test_inputs_of_two_models_are_paired_by_name() -> None:
     a, b = (write_run(Path(f"results/make/{m}"), f"{m}-make", {"x.bin": m}) for m in ("one", "two"))
     found = diff(*(replace(BLANK, inputs=read_by(r), key=r.run_id) for r in (a, b)), read_book())

@@ -128,11 +128,12 @@ def _add_check(add: Adder) -> None:
 
 def _check(args: Arguments) -> None:
     from twohop.errors import ArtifactError
-    from twohop.lineage import check_cache, find_stale, read_sound_records, verify
+    from twohop.lineage import Hashes, check_cache, find_stale, read_sound_records, verify
 
-    read, altered = verify(tuple(args.folders))
+    hashes = Hashes()
+    read, altered = verify(tuple(args.folders), hashes)
     records = read_sound_records(args.folders)
-    stale = find_stale(records, _params_now() if records else None)
+    stale = find_stale(records, _params_now() if records else None, hashes)
     objects, cached = check_cache() if args.cache else (0, [])
     found = ((altered, _ALTERED), (stale, _STALE), (cached, _CACHED))
     faults = [fault for kind, _ in found for fault in kind]

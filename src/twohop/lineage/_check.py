@@ -16,7 +16,7 @@ import yaml
 from twohop.config import Params, section_keys
 from twohop.errors import ArtifactError, TwohopError
 from twohop.lineage._code import step_code
-from twohop.lineage._records import RECORD, OutputFile, Record, read_record, sha256
+from twohop.lineage._records import RECORD, Hashes, OutputFile, Record, read_record, sha256
 
 TRAINING_LOG, PROJECTOR = "log.json", "projector.safetensors"
 """What `train_projector` leaves; under data/models the log stands for a record that git does not hold."""
@@ -32,8 +32,9 @@ class Fault:
     what: str
 
 
-def verify(folders: tuple[Path, ...]) -> tuple[int, list[Fault]]:
+def verify(folders: tuple[Path, ...], hashes: Hashes | None = None) -> tuple[int, list[Fault]]:
     """Re-read every recorded artifact under some folders (promise A1); returns how many were read, and the faults."""
+    hashes = hashes or Hashes()
     faults: list[Fault] = []
     read = 0
     for folder in folders:
@@ -49,7 +50,7 @@ def verify(folders: tuple[Path, ...]) -> tuple[int, list[Fault]]:
                 file = path.parent / Path(output.path).name
                 known.add(file)
                 read += 1
-                faults += _check(file, output)
+                faults += _check(file, output, hashes)
         for log in (p for p in sorted(folder.rglob(TRAINING_LOG)) if p not in known):
             known |= {log, log.parent / PROJECTOR}
             read += 1
@@ -72,12 +73,12 @@ def _check_logged(log: Path) -> Iterator[Fault]:
         yield Fault(str(file), "its bytes differ from the sha256 in its training log")
 
 
-def _check(file: Path, output: OutputFile) -> Iterator[Fault]:
+def _check(file: Path, output: OutputFile, hashes: Hashes) -> Iterator[Fault]:
     if not file.exists():
         yield Fault(str(file), "missing")
     elif (size := file.stat().st_size) != output.bytes:
         yield Fault(str(file), f"has {size} bytes, recorded are {output.bytes}")
-    elif sha256(file) != output.sha256:
+    elif hashes.of(file) != output.sha256:
         yield Fault(str(file), "its bytes differ from the recorded sha256")
 
 
@@ -86,13 +87,13 @@ def _strays(folder: Path, known: set[Path]) -> list[Path]:
     return sorted(p for p in files if p not in known)
 
 
-def find_stale(records: Iterable[Record], params: Params | None) -> list[Fault]:
+def find_stale(records: Iterable[Record], params: Params | None, hashes: Hashes | None = None) -> list[Fault]:
     """Runs whose params, code or inputs are no longer what their record says; one fault each, with what differs.
 
     Trained projectors are left out: git holds them, and no run makes them again by itself.
     """
     codes: dict[str, Mapping[str, str]] = {}
-    hashes: dict[str, str] = {}
+    hashes = hashes or Hashes()
     faults: list[Fault] = []
     for record in (r for r in records if r.step != _TRAINING):
         if record.code and record.step not in codes:
@@ -131,15 +132,12 @@ def _code_changes(record: Record, now: Mapping[str, str]) -> Iterator[str]:
         yield f"code {', '.join(changed)}"
 
 
-def _input_changes(record: Record, hashes: dict[str, str]) -> Iterator[str]:
+def _input_changes(record: Record, hashes: Hashes) -> Iterator[str]:
     for item in record.inputs:
         path = Path(item.path)
         if not path.exists():
             yield f"input {path} is absent"
-            continue
-        if item.path not in hashes:
-            hashes[item.path] = sha256(path)
-        if hashes[item.path] != item.sha256:
+        elif hashes.of(path) != item.sha256:
             yield f"input {path} changed"
 
 

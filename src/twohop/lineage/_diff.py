@@ -33,7 +33,7 @@ class Cause:
     """Short id, step and model."""
     b: str
     changes: tuple[Change, ...]
-    """In params and code; empty when the two had no reason to differ (or a file was altered by hand)."""
+    """In params and code, else in versions; empty when the two had no reason to differ (or a file was altered)."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def _causes(x: InputFile, y: InputFile, book: Book, seen: set[tuple[str, str]]) 
     own = (*_changes(a.params, b.params), *_code(a, b))
     further = [(i, j) for i, j in _pairs(a.inputs, b.inputs) if i and j and i.sha256 != j.sha256]
     if own or not further:
-        yield Cause(describe(a), describe(b), own)
+        libraries = _changes(a.versions, b.versions) if a.key != b.key else ()
+        yield Cause(describe(a), describe(b), own or libraries)
     for i, j in further:
         yield from _causes(i, j, book, seen)
 

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from twohop.errors import ArtifactError, TwohopError
-from twohop.lineage._records import HISTORY, RECORD, InputFile, OutputFile, Record, read_record, record_of, sha256
+from twohop.lineage._records import (
+    HISTORY,
+    RECORD,
+    Hashes,
+    InputFile,
+    OutputFile,
+    Record,
+    read_record,
+    record_of,
+    sha256,
+)
 
 FOLDERS = (Path("results"), Path("data/models"))
 """Where artifacts lie."""
@@ -213,11 +223,11 @@ def parse_since(text: str, now: datetime | None = None) -> datetime:
 
 def walk(record: Record, book: Book) -> Iterator[Node]:
     """A run and all that it rests on, the nearest first; a run that comes again is named, not walked again."""
-    yield from _walk(record, (), 0, book, set(), {})
+    yield from _walk(record, (), 0, book, set(), Hashes())
 
 
 def _walk(
-    record: Record, files: tuple[InputFile, ...], depth: int, book: Book, seen: set[str], hashes: dict[str, str]
+    record: Record, files: tuple[InputFile, ...], depth: int, book: Book, seen: set[str], hashes: Hashes
 ) -> Iterator[Node]:
     notes = _notes(files, record, hashes)
     again = record.run_id in seen
@@ -257,11 +267,11 @@ def _record_here(item: InputFile) -> Record | None:
     return record_of(Path(item.path)) if item.run_id is not None else None
 
 
-def _notes(files: Sequence[InputFile], record: Record | None, hashes: dict[str, str]) -> tuple[str, ...]:
+def _notes(files: Sequence[InputFile], record: Record | None, hashes: Hashes) -> tuple[str, ...]:
     return tuple(note for item in files for note in [_note(item, record, hashes)] if note)
 
 
-def _note(item: InputFile, record: Record | None, hashes: dict[str, str]) -> str:
+def _note(item: InputFile, record: Record | None, hashes: Hashes) -> str:
     path = Path(item.path)
     if record is not None and item.run_id is not None and record.run_id != item.run_id:
         return f"{path}: its run {item.run_id[:SHOWN]} has left no record; this is another run of the step"
@@ -269,16 +279,9 @@ def _note(item: InputFile, record: Record | None, hashes: dict[str, str]) -> str
         return f"{path}: absent now"
     now = record_of(path)
     if now is not None and item.run_id is not None and now.run_id != item.run_id:
-        same = _sha256(path, hashes) == item.sha256
+        same = hashes.of(path) == item.sha256
         return f"{path}: now of run {now.run_id[:SHOWN]}, {'the same bytes' if same else 'not what was read'}"
-    return "" if _sha256(path, hashes) == item.sha256 else f"{path}: changed since it was read"
-
-
-def _sha256(path: Path, hashes: dict[str, str]) -> str:
-    key = str(path)
-    if key not in hashes:
-        hashes[key] = sha256(path)
-    return hashes[key]
+    return "" if hashes.of(path) == item.sha256 else f"{path}: changed since it was read"
 
 
 def downstream(records: Iterable[Record], hashes: Iterable[str], run_ids: Iterable[str] = ()) -> list[Record]:

@@ -146,3 +146,16 @@ def sha256(file: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Hashes:
+    """Hex sha256 of files, each read once; for one answer, while nobody writes."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    def of(self, file: Path) -> str:
+        """The file's sha256."""
+        if file not in self._known:
+            self._known[file] = sha256(file)
+        return self._known[file]

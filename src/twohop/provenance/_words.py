@@ -153,7 +153,7 @@ def difference_lines(found: Difference) -> Iterator[str]:
     yield f"A  {found.a}"
     yield f"B  {found.b}"
     if not found.counts:
-        yield "no difference that counts: step, model, params, code and inputs are the same"
+        yield "no difference that counts: step, model, params, code, inputs and libraries are the same"
     yield from _section("params", found.params)
     yield from _section("code", found.code)
     yield from _inputs(found)
@@ -185,5 +185,5 @@ def _inputs(found: Difference) -> Iterator[str]:
 def _cause(cause: Cause) -> Iterator[str]:
     yield f"{cause.a} -> {cause.b}"
     if not cause.changes:
-        yield "  the same params, code and inputs: made on another machine or version, or altered by hand"
+        yield "  the same params, code, inputs and libraries: made on another machine, or altered by hand"
     yield from (f"  {c.key}: {c.a} -> {c.b}" for c in cause.changes)
