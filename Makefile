@@ -7,11 +7,13 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Not into the environment: Snakemake imports every installed executor at each start.
+SLURM_PLUGIN := $(CURDIR)/.cache/slurm-plugin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-slow lint lock clean setup
+.PHONY: run test test-slow test-slurm engines-check lint lock clean setup
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -37,10 +39,19 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# A real Slurm on this machine, about 10 minutes: as root, after  apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
+test-slurm: $(READY)
+	@mkdir -p $(SLURM_PLUGIN)
+	@$(PIP) --no-deps --require-hashes --upgrade --target $(SLURM_PLUGIN) -r requirements/slurm.txt
+	PYTHONPATH=$(SLURM_PLUGIN) $(BIN)/python -m pytest -m slurm -rs tests/workflow/test_slurm.py --timeout 1500
+
+engines-check: $(READY)
+	$(BIN)/python tests/workflow/engines_check.py
 
 lock:
 	uv pip compile requirements/requirements.in --override requirements/no-torch.txt --universal --python-version 3.11 \

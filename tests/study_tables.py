@@ -13,7 +13,7 @@ from PIL import Image
 from twohop.data import write_pictures
 from twohop.steps import plot_figures
 from twohop.steps._step import Job
-from twohop.store import read_table, schemas, write_json, write_table
+from twohop.store import read_table, schemas, sha256_file, write_json, write_table
 
 # ruff: noqa: E501 (tables read better in one line per case)
 N_LAYERS = 6
@@ -216,14 +216,18 @@ def write_pictures_of(root: Path, ids: list[str]) -> dict[str, tuple[Path, ...]]
     return {"pictures": (pictures,), "manifest": (manifest,)}
 
 
-def write_lineage(path: Path, step: str, model: str | None, made_by: str | None = None) -> Path:
-    """A lineage record as the runner leaves it."""
+def write_lineage(
+    path: Path, step: str, model: str | None, made_by: str | None = None, wrote: Path | None = None
+) -> Path:
+    """A lineage record as the runner leaves it; `wrote` is a real file that it names."""
     name = f"{step}-{model}"
     read = {"name": "x", "path": "results/x", "sha256": "12" * 32, "run_id": made_by}
-    wrote = {"name": "y", "path": f"results/{step}/y", "sha256": "34" * 32, "bytes": 5}
+    made = {"name": "y", "path": f"results/{step}/y", "sha256": "34" * 32, "bytes": 5}
+    if wrote is not None:
+        made = {"name": wrote.stem, "path": str(wrote), "sha256": sha256_file(wrote), "bytes": wrote.stat().st_size}
     record = {
         "run_id": name, "step": step, "model": model, "params": {"seed": 0, "note": "</pre><script>alert(1)</script>"}, "inputs": [read],
-        "outputs": [wrote], "code": {}, "commit": "f" * 40, "dirty": False, "versions": {}, "host": {}, "threads": 1,
+        "outputs": [made], "code": {}, "commit": "f" * 40, "dirty": False, "versions": {}, "host": {}, "threads": 1,
         "format": 2, "key": "k", "params_sha256": "p", "code_sha256": "c", "batch": None, "models": [], "command": "twohop",
         "started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:00:01+00:00", "seconds": 1.5, "peak_mib": 100.0, "summary": {"done": 3},
     }  # fmt: skip
@@ -242,7 +246,7 @@ def figure_job(root: Path, inputs: Mapping[str, tuple[Path, ...]]) -> Job:
         name: root / "plot_figures" / (name.replace("_svg", ".svg").replace("_png", ".png"))
         for name in plot_figures.STEP.outputs
     }
-    outputs["summary"] = root / "plot_figures" / "summary.json"
+    outputs |= {name: root / "plot_figures" / f"{name}.json" for name in ("summary", "headline")}
     return Job("plot_figures", None, params, inputs, outputs)
 
 
@@ -253,8 +257,9 @@ def report_job(root: Path, inputs: Mapping[str, tuple[Path, ...]], figures: Job,
     lineages = (
         write_lineage(root / "prepare_model" / "lm" / "lineage.json", "prepare_model", "lm"),
         write_lineage(root / "run_benchmark" / "lm" / "lineage.json", "run_benchmark", "lm", "prepare_model-lm"),
+        write_lineage(root / "plot_figures" / "lineage.json", "plot_figures", None, wrote=figures.outputs["summary"]),
     )
-    paths = tuple(p for n, p in figures.outputs.items() if n != "summary")
+    paths = tuple(p for n, p in figures.outputs.items() if n not in ("summary", "headline"))
     given = {**inputs, **pictures, "summary": (figures.outputs["summary"],), "figures": paths, "lineages": lineages}
     params = {"render_report": {"title": "Where <is> it lost?", "max_answers": max_answers}, "models": MODELS}
     return Job("render_report", None, params, given, {"report": root / "render_report" / "report.html"})

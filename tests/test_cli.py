@@ -33,6 +33,15 @@ def test_b01_a_bad_file_gives_exit_code_2_and_no_traceback(tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_a01_verify_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
-    done = _twohop("verify", cwd=tmp_path)
+def test_in_a_project_its_own_source_is_used(tmp_path: Path) -> None:
+    package = tmp_path / "src/twohop"
+    (package / "cli").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("import sys; print('own', sys.argv[1:])")
+    (package / "cli/__init__.py").touch()
+    assert _twohop("lineage", "x", cwd=tmp_path).stdout == "own ['lineage', 'x']\n"
+
+
+def test_a01_check_of_an_empty_project_finds_no_fault(tmp_path: Path) -> None:
+    done = _twohop("lineage", "check", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "0 artifacts are what their records say\n")

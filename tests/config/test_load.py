@@ -59,7 +59,7 @@ BAD = [
     ("run_benchmark/batch", True, "run_benchmark.batch: is True; allowed: whole number, at least 1"),
     ("run_benchmark/batch", "32", "run_benchmark.batch: is '32'; allowed: whole number"),
     ("train_probes/l2", [0.1, "x"], "train_probes.l2[1]: is 'x'; allowed: number, more than 0"),
-    ("train_probes/l2", 0.1, "train_probes.l2: is 0.1; allowed: list, each number, more than 0"),
+    ("train_probes/l2", "x", "train_probes.l2: is 'x'; allowed: list, each number, more than 0"),
     ("render_report/title", None, "render_report.title: is empty; allowed: text"),
     ("plot_figures", None, "plot_figures: is empty; allowed: section with keys dpi, n_boot, seed"),
     ("models", [], "models: is []; allowed: section with a name of your choice for each model entry"),

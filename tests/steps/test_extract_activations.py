@@ -1,6 +1,7 @@
 """extract_activations on tiny random models: what is in the file is what the model computed."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from twohop.config import ExtractActivations, ModelEntry, PrepareModel
+from twohop.config import ExtractActivations, ModelEntry, PrepareModel, load_params, section_keys
 from twohop.data import write_pictures
-from twohop.errors import DataError
+from twohop.errors import ArtifactError, DataError
 from twohop.models import Model, Prompt, Site, materialise, open_model
 from twohop.steps import extract_activations as step
-from twohop.steps._step import Job
+from twohop.steps._step import Job, Part
 from twohop.store import ActivationReader, schemas, write_json, write_table
 
 SECTION: dict[str, Any] = {
@@ -237,6 +238,54 @@ def test_c06_killed_extraction_goes_on_and_gives_the_same_bytes(folder: Path, mo
     assert (folder / "vlm-killed.h5").read_bytes() == (folder / "vlm-whole.h5").read_bytes()
 
 
+def gathered(folder: Path, name: str, n: int) -> Job:
+    """The job that puts n shards together; the shards have run."""
+    whole = job(folder, "vlm", name)
+    for i in range(n):
+        step.run_shard(replace(whole, outputs={}), Part(i, n))
+    markers = tuple(folder / f"{i}-of-{n}.json" for i in range(n))
+    for marker in markers:
+        marker.touch()
+    return replace(whole, shards=markers)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_shards_give_the_same_bytes_and_the_gathering_needs_no_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    step.run(job(folder, "vlm", "whole"))
+    gather = gathered(folder, "shards", n)
+    monkeypatch.setattr(step, "open_model", None)
+    assert step.run(gather)["made_now"] == 0
+    assert (folder / "vlm-shards.h5").read_bytes() == (folder / "vlm-whole.h5").read_bytes()
+
+
+def test_shards_share_the_rows(folder: Path) -> None:
+    whole = job(folder, "vlm")
+    done = [step.run_shard(whole, Part(i, 3))["done"] for i in range(3)]
+    assert sum(done) == 6 + 6 + 12
+    assert min(done) >= 6
+    assert [step.run_shard(whole, Part(i, 3))["done"] for i in range(3)] == [0, 0, 0]  # resumed per chunk
+
+
+def test_gathering_stops_when_a_chunk_is_damaged_and_lets_the_shards_run_again(folder: Path) -> None:
+    gather = gathered(folder, "a", 2)
+    chunk = sorted(gather.work.rglob("*.chunk"))[3]
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="repeat the command"):
+        step.run(gather)
+    assert not any(m.exists() for m in gather.shards)
+    assert sum(step.run_shard(gather, Part(i, 2))["done"] for i in range(2)) == 2  # that chunk
+    step.run(gather)
+
+
+def test_number_of_shards_is_not_told_to_the_step(folder: Path) -> None:
+    """So that neither the file nor its record can depend on it."""
+    params = load_params(Path(__file__).parents[1] / "tiny/params.yaml")
+    assert params.extract_activations.shards == 1
+    assert "shards" not in section_keys(params, ["extract_activations"])["extract_activations"]
+
+
 def test_pictures_are_encoded_once_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     original = Model.encode_pictures
@@ -266,5 +315,5 @@ def test_question_group_is_left_out_when_a_prompt_has_none(folder: Path) -> None
 
 
 def test_params_are_what_the_step_declares() -> None:
-    assert set(SECTION) == set(ExtractActivations.model_fields)
+    assert set(SECTION) == set(ExtractActivations.model_fields) - {"shards"}  # see the next test
     assert step.STEP.params[0] == step.STEP.name

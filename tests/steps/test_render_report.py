@@ -10,7 +10,9 @@ import pytest
 from study_tables import figure_job, report_job, write_study
 from twohop.errors import ArtifactError
 from twohop.figures import CAPTIONS
+from twohop.lineage import Book, follow, read_record, read_value, resolve
 from twohop.steps import plot_figures, render_report
+from twohop.store import read_json
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_headings_do_not_skip_a_level(page):
 def test_answers_are_cut_where_the_params_say(page):
     assert "The first 50 of 120 answers" in page
     body = page[page.index('<table id="answers">') :]
-    assert body[: body.index("</table>")].count("<tr>") == 51
+    assert body[: body.index("</table>")].count("<tr") == 51
 
 
 def test_answers_show_their_pictures(page):
@@ -103,6 +105,91 @@ def test_provenance_links_a_file_to_the_run_that_made_it(page):
     assert 'id="run-prepare_model-lm"' in page
     assert 'href="#run-prepare_model-lm">made by' in page
     assert "12" * 32 in page
+
+
+class Numbers(HTMLParser):
+    """`data` elements: attributes and text; and the text outside of them, by section."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[dict[str, str | None], str]] = []
+        self.outside: list[str] = []
+        self.open = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "data":
+            self.open = True
+            self.found.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):
+        self.open = self.open and tag != "data"
+
+    def handle_data(self, data):
+        if self.open:
+            attrs, text = self.found.pop()
+            self.found.append((attrs, text + data))
+        else:
+            self.outside.append(data)
+
+
+def _shows(text: str, value: float) -> bool:
+    """Whether a rounded text, perhaps in percent, stands for a value."""
+    if text == "< 0.001":
+        return value < 0.001
+    decimals = len(text.partition(".")[2])
+    return any(abs(float(text) - scale * value) <= 0.5 * 10**-decimals + 1e-9 for scale in (1, 100))
+
+
+def test_every_number_resolves_to_the_value_shown(job, page):
+    summary = read_json(job.input("summary"))
+    numbers = Numbers(page).found
+    assert len(numbers) > 300
+    for attrs, text in numbers:
+        run, _, pointer = attrs["data-record"].partition("/summary.json#")
+        value = follow(summary, pointer, "summary")
+        assert run == "plot_fig"
+        assert repr(value) == attrs["value"]
+        assert _shows(text, value), (attrs, text)
+
+
+def test_the_id_of_a_number_on_the_page_is_one_that_view_takes(job, page):
+    record = read_record(job.input("summary").with_name("lineage.json"))
+    attrs, _ = Numbers(page).found[-1]
+    target = resolve(attrs["data-record"], Book([record]))
+    assert repr(read_value(target)) == attrs["value"]
+
+
+def test_no_number_of_the_answer_or_of_a_caption_is_without_an_id(page):
+    answer = page[page.index('id="h-answer"') : page.index('id="figures"')]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    for text in (answer[: answer.index('<p class="note">')], *captions):
+        left = " ".join(Numbers(text).outside)
+        for fixed in ("90 %", "95 %", "0 first layer, 1 last"):
+            left = left.replace(fixed, "")
+        assert not re.search(r"\d", left), left
+
+
+def test_cells_with_percentages_carry_ids(page):
+    for cell in re.findall(r'<td class="n">(.*?)</td>', page):
+        assert "<data " in cell
+
+
+def test_graded_answers_carry_the_record_of_their_run(page):
+    assert '<tr data-record="run_benc/answers.parquet">' in page
+
+
+def test_without_the_record_of_the_summary_numbers_have_no_id(job, tmp_path):
+    target = tmp_path / "report.html"
+    lineages = tuple(p for p in job.inputs["lineages"] if "plot_figures" not in str(p))
+    render_report.run(replace(job, inputs={**job.inputs, "lineages": lineages}, outputs={"report": target}))
+    text = target.read_text(encoding="utf-8")
+    assert "<data " not in text
+    assert not re.search("[\ue000-\ue002]", text)
+
+
+def test_no_mark_is_left_on_the_page(page):
+    assert not re.search("[\ue000-\ue002]", page)
 
 
 def test_page_is_the_same_each_time(job, page):

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from twohop.errors import TwohopError
 from twohop.lineage import digest_of
 from twohop.steps import _run
 from twohop.steps._names import Declared
-from twohop.steps._step import Job, Step
+from twohop.steps._step import Job, Part, Step
 from twohop.store import sha256_file
 
 FACTS: dict[str, Any] = {
@@ -123,6 +124,7 @@ def test_b04_a_call_that_does_not_fit_is_refused(
 
 def test_undeclared_imports_are_refused(job_of: Callable[[Body], _run.Call], monkeypatch: pytest.MonkeyPatch) -> None:
     call = job_of(_write)
+    monkeypatch.setattr(_run, "libraries", lambda module: frozenset[str]())
     monkeypatch.setattr(_run, "step_code", lambda step: {"in.txt": "1"})
     monkeypatch.setattr(_run, "_may_load", lambda step: {"twohop/errors.py"})
     with pytest.raises(TwohopError, match="import statements do not show"):
@@ -137,6 +139,7 @@ def test_code_edited_meanwhile_is_refused(job_of: Callable[[Body], _run.Call], m
 
     Path("code.py").write_text("old")
     call = job_of(edit)
+    monkeypatch.setattr(_run, "libraries", lambda module: frozenset[str]())
     monkeypatch.setattr(_run, "step_code", lambda step: {"code.py": Path("code.py").read_text()})
     monkeypatch.setattr(_run, "_loaded", set)
     monkeypatch.setattr(_run, "_may_load", lambda step: set())
@@ -163,3 +166,77 @@ def test_c07_full_disk_is_told_without_a_traceback(
     words = "fake_step --model m --in source in.txt --out result out/r --out lineage out/l --params"
     assert cli.main([*words.split(), '{"fake_step": {}, "models.m": {}}']) == 2
     assert capsys.readouterr().err.startswith("error: the disk is full")
+
+
+def _sharded(call: _run.Call, monkeypatch: pytest.MonkeyPatch) -> _run.Call:
+    facts = {**FACTS, "in_shards": True}
+    monkeypatch.setattr(_run, "declared", lambda step: Declared(**facts))
+    module: Any = sys.modules["twohop.steps.fake_step"]
+    module.STEP = Step(**facts)
+
+    def run_shard(job: Job, part: Part) -> dict[str, int]:
+        (job.work / f"part{part.index}").write_text(f"{part.index + 1} of {part.of}, ")
+        return {"done": 1}
+
+    module.run_shard = run_shard
+    return call
+
+
+def _gather(job: Job) -> dict[str, int]:
+    job.output("result").write_text("".join(p.read_text() for p in sorted(job.work.glob("part*"))))
+    assert [p.name for p in job.shards] == ["1-of-2.json", "2-of-2.json"]
+    assert set(job.inputs) == {"source"}
+    return {"done": 2}
+
+
+def test_shards_leave_markers_and_one_record(
+    job_of: Callable[[Body], _run.Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = _sharded(job_of(_gather), monkeypatch)
+    markers = tuple(Path(f"shards/{i}-of-2.json") for i in (1, 2))
+    for marker in markers:
+        assert _run.run(replace(call, outputs={"shard": marker})) is None
+        assert json.loads(marker.read_text()) == {"done": 1}
+    assert not Path("out/lineage.json").exists()
+    record = _run.run(replace(call, inputs={**call.inputs, "shards": markers}))
+    assert Path("out/result.txt").read_text() == "1 of 2, 2 of 2, "
+    assert [i.name for i in record.inputs] == ["source"]
+    assert not Path(".cache/twohop/work/fake_step-m").exists()
+
+
+@dataclass(frozen=True)
+class Opened:
+    name: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"name": self.name, "source": "here", "revision": "0"}
+
+
+def test_record_of_shards_is_that_of_one_job(
+    job_of: Callable[[Body], _run.Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = _sharded(job_of(lambda job: job.output("result").write_text("x") and {}), monkeypatch)
+    models: Any = types.ModuleType("twohop.models")
+    models.opened = lambda: [Opened("m")]
+    monkeypatch.setitem(sys.modules, "twohop.models", models)
+    alone = _run.run(call)
+    assert len(alone.models) == 1
+    _run.run(replace(call, outputs={"shard": Path("1-of-1.json")}))
+    models.opened = list
+    gathered = _run.run(replace(call, inputs={**call.inputs, "shards": (Path("1-of-1.json"),)}))
+    assert gathered.key == alone.key
+    assert gathered.models == alone.models
+
+
+@pytest.mark.parametrize("name", ["0-of-2", "3-of-2", "x", "1-of-"])
+def test_a_marker_that_names_no_part_is_refused(
+    job_of: Callable[[Body], _run.Call], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    call = _sharded(job_of(_gather), monkeypatch)
+    with pytest.raises(TwohopError, match="no part of a whole"):
+        _run.run(replace(call, outputs={"shard": Path(f"{name}.json")}))
+
+
+def test_a_step_that_cannot_be_shared_refuses_shards(job_of: Callable[[Body], _run.Call]) -> None:
+    with pytest.raises(TwohopError, match="not declared"):
+        _run.run(replace(job_of(_write), outputs={"shard": Path("1-of-2.json")}))

@@ -1,10 +1,11 @@
 """A project in miniature: this tree's files, tiny parameters, git and DVC repositories of its own, run once."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ BIN = Path(sys.executable).parent
 NOT_OURS = ("DVC_", "TWOHOP_", "PYTEST_", "SNAKEMAKE_", "AWS_")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tree:
     """A project folder and how to run commands in it."""
 
@@ -57,11 +58,11 @@ class Tree:
         text = self.run("dvc", "status", check=True).stdout
         return {line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line[0].isspace()}
 
-    def edit(self, path: str, old: str, new: str) -> None:
+    def edit(self, path: str | Path, old: str, new: str, count: int = -1) -> None:
         file = self.root / path
         text = file.read_text()
         assert old in text
-        file.write_text(text.replace(old, new))
+        file.write_text(text.replace(old, new, count))
 
 
 def new_tree(root: Path) -> Tree:
@@ -120,7 +121,30 @@ def finished(finished_once: Tree, tmp_path: Path) -> Tree:
     return _copy(finished_once, tmp_path)
 
 
+def _counted(source: Tree, folder: Path) -> Callable[[], Tree]:
+    numbers = itertools.count()
+    return lambda: _copy(source, folder / f"copy-{next(numbers)}")
+
+
+@pytest.fixture
+def finished_tree(finished_once: Tree, tmp_path: Path) -> Callable[[], Tree]:
+    """A function that makes copies of the finished study."""
+    return _counted(finished_once, tmp_path / "finished")
+
+
+@pytest.fixture
+def fresh_tree(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[[], Tree]:
+    """A function that makes copies of the study before anything has run."""
+    return _counted(_once(_base(tmp_path_factory), "fresh", []), tmp_path / "fresh")
+
+
 @pytest.fixture
 def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Tree:
     """The tiny study before anything has run."""
     return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def slurm_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The tiny study before anything has run, for all tests of a module."""
+    return _copy(_once(_base(tmp_path_factory), "fresh", []), tmp_path_factory.mktemp("study"))

@@ -1,93 +1,104 @@
-"""The two engines on the tiny study: what runs, when nothing runs, and what a kill or a second run does."""
+"""The two engines on the tiny study: what runs, when nothing runs, and what a kill or a second run does.
 
-import shutil
-import signal
-import time
-from pathlib import Path
+Most of it are the scenarios of `make engines-check`, so that the table and the tests cannot disagree.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import scenarios
+from scenarios import NOTHING, Scenario, Trees
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(1500)]
-PROBES = {"train_probes", "plot_figures", "render_report"}
-PROBE_STAGES = {"train_probes@tiny-vlm", "train_probes@tiny-control"}
-NOTHING = "Nothing to be done"
-WAIT_S = 120
+SLOW = (scenarios.scratch_snakemake, scenarios.scratch_dvc, scenarios.crash_snakemake, scenarios.crash_dvc)
+CLONES = {link: scenarios.fresh_clone(link) for link in ("copy", "hardlink", "symlink", "reflink")}
+
+
+@pytest.fixture
+def trees(fresh_tree: Callable[[], Any], finished_tree: Callable[[], Any]) -> Trees:
+    return Trees(finished_tree, fresh_tree)
 
 
 def test_second_run_does_nothing_and_dvc_is_clean(finished: Any) -> None:
     assert NOTHING in finished.snakemake()
     assert finished.changed_stages() == set()
+    assert scenarios.uncached(finished) == []
     assert (finished.root / "results/render_report/report.html").stat().st_size > 0
 
 
-def test_changed_probe_setting_names_the_probes_and_what_follows(finished: Any) -> None:
-    finished.edit("params.yaml", "l2: [0.1]", "l2: [0.2]")
-    assert finished.planned() == PROBES
-    assert finished.changed_stages() == PROBE_STAGES  # DVC learns what follows when these have run
-    finished.run("dvc", "repro", check=True)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        scenarios.param_snakemake,
+        scenarios.param_dvc,
+        scenarios.code_change,
+        scenarios.comment_change,
+        scenarios.library_change,
+        scenarios.branch_switch,
+        scenarios.experiment,
+    ],
+)
+def test_engines_agree(trees: Trees, scenario: Scenario) -> None:
+    scenario(trees)
+
+
+@pytest.mark.parametrize("link", CLONES)
+def test_fresh_clone_with_pulled_artifacts_has_nothing_to_do(trees: Trees, link: str) -> None:
+    CLONES[link](trees)
+
+
+@pytest.mark.parametrize("scenario", [scenarios.partial_pull, scenarios.partial_dvc])
+def test_pulled_activations_of_one_model_are_analysed_alone(trees: Trees, scenario: Scenario) -> None:
+    scenario(trees)
+
+
+def test_a03_sync_finds_what_file_times_hide(trees: Trees) -> None:
+    scenarios.tampered(trees)
+
+
+def test_c03_a_failed_job_leaves_nothing_and_what_was_finished_is_kept(trees: Trees) -> None:
+    scenarios.failed_job(trees)
+
+
+def test_c07_full_disk(trees: Trees) -> None:
+    scenarios.full_disk(trees)
+
+
+def test_k01_k02_k03_second_run_stops_and_changes_nothing(trees: Trees) -> None:
+    scenarios.two_at_once(trees)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SLOW)
+def test_c01_c02_from_scratch_and_killed(trees: Trees, scenario: Scenario) -> None:
+    scenario(trees)
+
+
+def test_c01_c02_killed_run_is_finished_by_the_same_command(finished: Any) -> None:
+    before = scenarios.contents(finished)
+    scenarios.shutil.rmtree(finished.root / "results/train_probes")
+    run = finished.start("snakemake", "--cores", "all")
+    scenarios.wait_for(finished.root / ".snakemake/incomplete")
+    run.kill()
+    run.wait()
+    finished.snakemake()
+    assert scenarios.contents(finished) == before
     assert finished.changed_stages() == set()
-    assert finished.planned() == set()
 
 
-def test_edited_module_runs_the_steps_that_import_it(finished: Any) -> None:
-    finished.edit("src/twohop/steps/train_probes.py", "STEP = Step(", "EDITED = True\nSTEP = Step(")
-    assert finished.planned() == PROBES
-    assert finished.changed_stages() == PROBE_STAGES
-
-
-def test_a01_verify_names_the_altered_file_and_the_next_run_makes_it_again(finished: Any) -> None:
+def test_a01_check_names_the_altered_file_and_the_next_run_makes_it_again(finished: Any) -> None:
     curves = finished.root / "results/train_probes/tiny-vlm/curves.parquet"
     data = bytearray(curves.read_bytes())
     data[len(data) // 2] ^= 1
     curves.write_bytes(data)
-    told = finished.run("twohop", "verify")
+    told = finished.run("twohop", "lineage", "check")
     assert told.returncode == 2
     assert "results/train_probes/tiny-vlm/curves.parquet: its bytes differ" in told.stderr
     assert "train_probes" in finished.planned()
     finished.snakemake()
-    assert finished.run("twohop", "verify").returncode == 0
+    assert finished.run("twohop", "lineage", "check").returncode == 0
     assert finished.changed_stages() == set()
-
-
-def test_fresh_clone_with_pulled_artifacts_has_nothing_to_do(finished: Any, tmp_path: Path) -> None:
-    finished.run("dvc", "remote", "modify", "store", "url", str(tmp_path / "store"), check=True)
-    finished.run("dvc", "push", check=True)
-    clone = type(finished)(tmp_path / "clone")
-    finished.run("git", "clone", "-q", ".", str(clone.root), check=True)
-    shutil.copy(finished.root / ".dvc/config", clone.root / ".dvc/config")
-    clone.run("dvc", "pull", check=True)
-    assert clone.planned() == set()
-    assert NOTHING in clone.snakemake()
-    assert clone.changed_stages() == set()
-    clone.edit("params.yaml", "l2: [0.1]", "l2: [0.2]")
-    assert clone.planned() == PROBES
-
-
-def test_c01_c02_killed_run_is_finished_by_the_same_command(finished: Any) -> None:
-    before = _bytes(finished)
-    shutil.rmtree(finished.root / "results/train_probes")
-    run = finished.start("snakemake", "--cores", "all")
-    _wait_for(finished.root / ".snakemake/incomplete")
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    finished.snakemake()
-    assert _bytes(finished) == before
-    assert finished.changed_stages() == set()
-
-
-def test_k01_k03_second_run_stops_and_changes_nothing(finished: Any) -> None:
-    shutil.rmtree(finished.root / "results/train_probes")
-    run = finished.start("snakemake", "--cores", "all")
-    _wait_for(finished.root / ".snakemake/incomplete")
-    second = finished.run("snakemake", "--cores", "all")
-    assert second.returncode == 2
-    assert f"process {run.pid}" in second.stderr
-    dvc = finished.run("dvc", "repro")
-    assert dvc.returncode != 0
-    assert f"PID {run.pid}" in dvc.stderr
-    assert run.wait(600) == 0
-    assert finished.planned() == set()
 
 
 @pytest.mark.parametrize(
@@ -113,18 +124,3 @@ def test_stale_dvc_yaml_is_an_error_at_start(fresh: Any) -> None:
     done = fresh.run("dvc", "repro", "curate_entities")
     assert done.returncode != 0
     assert "twohop write_dvc" in done.stderr
-
-
-def _bytes(tree: Any) -> dict[str, bytes]:
-    """Everything below results/ that does not tell of a run's time or name."""
-    names = ("lineage.json", "report.html")
-    files = (p for p in (tree.root / "results").rglob("*") if p.is_file() and p.name not in names)
-    return {str(p.relative_to(tree.root)): p.read_bytes() for p in files}
-
-
-def _wait_for(folder: Path) -> None:
-    """Until a job has begun."""
-    end = time.monotonic() + WAIT_S
-    while not (folder.exists() and any(p.is_file() for p in folder.rglob("*"))):
-        assert time.monotonic() < end
-        time.sleep(0.2)

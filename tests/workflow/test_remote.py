@@ -175,7 +175,7 @@ def test_pushed_study_is_whole_and_up_to_date_in_a_fresh_clone(s3_store: tuple[A
     clone.run("twohop", "pull", check=True)
     assert clone.changed_stages() == set()
     assert clone.planned() == set()
-    assert clone.run("twohop", "verify").returncode == 0
+    assert clone.run("twohop", "lineage", "check").returncode == 0
 
 
 def test_activations_of_one_model_are_enough_for_its_probes(folder_store: tuple[Any, Store], tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ rule run_benchmark:
         "logs/run_benchmark/{model}.log",
     threads: MODEL_THREADS
     resources:
-        mem_mb=2500,
+        mem_mb=needs_of("run_benchmark", "mem_mb"),
+        runtime=needs_of("run_benchmark", "runtime"),
+        gpu=needs_of("run_benchmark", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("run_benchmark"),

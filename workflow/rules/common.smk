@@ -1,13 +1,14 @@
 # What all rules share: checked params, model names, the lock of the tree, the bridge to DVC.
 #
 # params.yaml is read once, here, and checked before anything else: a fault ends the program, exit code 2.
+import atexit
 import os
 import re
 import sys
 from pathlib import Path
 
 from twohop import lineage
-from twohop.config import load_params, section_keys
+from twohop.config import load_params, needs, read_size, section_keys
 from twohop.errors import TwohopError
 from twohop.steps._names import declared
 
@@ -30,9 +31,14 @@ BACKBONES, VLMS, CONTROLS = (
 MODELS = [*BACKBONES, *VLMS, *CONTROLS]
 CODE = or_exit(lineage.step_codes, PARAMS.hash_code.rerun_on_versions)
 UNDER_DVC = "DVC_STAGE" in os.environ
-CORES = workflow.cores or len(os.sched_getaffinity(0))
-# Two models side by side; DVC runs one stage, and so often one job, at a time.
-MODEL_THREADS = CORES if UNDER_DVC else max(1, CORES // 2)
+# A profile for a cluster says what one job gets: its threads, and the memory of one GPU in MB (0: models run on CPUs).
+JOB_THREADS = int(config.get("job_threads", 0))
+GPU_MB = int(config.get("gpu_mb", 0))
+CORES = JOB_THREADS or workflow.cores or len(os.sched_getaffinity(0))
+# Two models side by side, unless DVC asks for one stage, and so often for one job.
+ALONE = JOB_THREADS or lineage.ALONE in os.environ
+MODEL_THREADS = CORES if ALONE else max(1, CORES // 2)
+CARD = "results/prepare_model/{model}/card.json"
 
 
 ASSEMBLED = [m for m in MODELS if PARAMS.models[m].source.kind == "assembled"]
@@ -57,6 +63,16 @@ def slice_of(step):
     return lineage.slicer(
         lambda keys: section_keys(PARAMS, keys), *or_exit(declared, step).params
     )
+
+
+def needs_of(step, what):
+    """A rule's `resources` function: `mem_mb`, `runtime` or `gpu`, from the model's card (see docs/scale.md)."""
+
+    def value(wildcards, threads):
+        size = read_size(Path(CARD.format(model=wildcards.model)))
+        return getattr(needs(step, PARAMS, size, threads, GPU_MB), what)
+
+    return value
 
 
 def of_backbone(pattern):
@@ -84,18 +100,18 @@ if UNDER_DVC:
     or_exit(lineage.check_fingerprint, PARAMS)
 
 if lineage.plans(workflow) and not UNDER_DVC and lineage.is_free(Path()):
-    or_exit(lineage.before_run)
+    or_exit(lineage.before_run, CODE, True)
 
 if lineage.works(workflow):
     or_exit(lineage.acquire, Path())
     if not UNDER_DVC:
-        or_exit(lineage.before_run)
+        or_exit(lineage.before_run, CODE, False)
         or_exit(lineage.occupy_dvc, Path())
+        # Snakemake calls neither handler when there is nothing to do, and DVC may still have something to learn
+        atexit.register(lineage.at_exit, Path())
 
         onsuccess:
-            lineage.free_dvc(Path())
-            or_exit(lineage.after_run)
+            or_exit(lineage.after_run, Path())
 
         onerror:
-            lineage.free_dvc(Path())
-            or_exit(lineage.after_run)
+            or_exit(lineage.after_run, Path())

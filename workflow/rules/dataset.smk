@@ -34,6 +34,7 @@ rule fetch_images:
         lineage="results/fetch_images/lineage.json",
     log:
         "logs/fetch_images.log",
+    retries: 3
     threads: CORES
     params:
         call=lineage.arguments,

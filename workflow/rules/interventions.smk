@@ -18,6 +18,7 @@ rule score_attribution:
         scores="results/score_attribution/{model}/scores.parquet",
         validation="results/score_attribution/{model}/validation.parquet",
         spans="results/score_attribution/{model}/spans.parquet",
+        profile="results/score_attribution/{model}/profile.csv",
         metrics="results/score_attribution/{model}/metrics.json",
         lineage="results/score_attribution/{model}/lineage.json",
     log:
@@ -26,7 +27,9 @@ rule score_attribution:
         model=one_of(BACKBONES, VLMS),
     threads: MODEL_THREADS
     resources:
-        mem_mb=3000,
+        mem_mb=needs_of("score_attribution", "mem_mb"),
+        runtime=needs_of("score_attribution", "runtime"),
+        gpu=needs_of("score_attribution", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("score_attribution"),
@@ -61,7 +64,9 @@ rule patch_activations:
         model=one_of(VLMS),
     threads: MODEL_THREADS
     resources:
-        mem_mb=2500,
+        mem_mb=needs_of("patch_activations", "mem_mb"),
+        runtime=needs_of("patch_activations", "runtime"),
+        gpu=needs_of("patch_activations", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("patch_activations"),
@@ -91,7 +96,9 @@ rule recover_recall:
         model=one_of(VLMS),
     threads: MODEL_THREADS
     resources:
-        mem_mb=2500,
+        mem_mb=needs_of("recover_recall", "mem_mb"),
+        runtime=needs_of("recover_recall", "runtime"),
+        gpu=needs_of("recover_recall", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("recover_recall"),

@@ -19,7 +19,9 @@ rule prepare_model:
         "logs/prepare_model/{model}.log",
     threads: MODEL_THREADS
     resources:
-        mem_mb=3000,
+        mem_mb=needs_of("prepare_model", "mem_mb"),
+        runtime=needs_of("prepare_model", "runtime"),
+        gpu=needs_of("prepare_model", "gpu"),
     params:
         call=lineage.arguments,
         slice=slice_of("prepare_model"),
@@ -42,6 +44,7 @@ rule train_projector:
     threads: CORES
     resources:
         mem_mb=3000,
+        runtime=240,
     params:
         call=lineage.arguments,
         slice=slice_of("train_projector"),

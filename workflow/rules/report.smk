@@ -63,6 +63,7 @@ rule plot_figures:
     output:
         **FIGURE_FILES,
         summary="results/plot_figures/summary.json",
+        headline="results/plot_figures/headline.json",
         lineage="results/plot_figures/lineage.json",
     log:
         "logs/plot_figures.log",

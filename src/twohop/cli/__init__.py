@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from twohop.cli import _lineage, _pipeline, _share, _steps
 from twohop.errors import TwohopError
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a fault that the user can mend is told in a few lines and gives exit code 2."""
     for key, value in _OFFLINE.items():
         os.environ.setdefault(key, value)
+    if argv is None:
+        _use_own_source()
     args = _parser().parse_args(argv)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
@@ -46,6 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             "  do:    free some space, then repeat the command; nothing half-written was kept"
         )
     return 0
+
+
+def _use_own_source() -> None:
+    """In a project's folder, be that project's code: DVC runs experiments in copies of the tree.
+
+    The process is replaced by one that finds `src/` of the working directory first.
+    """
+    here, loaded = Path("src/twohop").resolve(), Path(__file__).resolve().parents[1]
+    if here != loaded and (here / "cli/__init__.py").exists():
+        path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.execve(sys.executable, [sys.executable, "-m", "twohop", *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})
 
 
 def _fail(message: str) -> int:

@@ -1,5 +1,6 @@
 """Commands that look after the pipeline: params, the two engines, projectors."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -54,10 +55,9 @@ def _add_hash_code(add: Adder) -> None:
 
 def _hash_code(_: Arguments) -> None:
     from twohop.config import load_params
-    from twohop.lineage import CODE_FILE, step_codes
-    from twohop.store import write_json
+    from twohop.lineage import step_codes, write_code_file
 
-    write_json(CODE_FILE, step_codes(load_params().hash_code.rerun_on_versions))
+    write_code_file(step_codes(load_params().hash_code.rerun_on_versions))
 
 
 def _add_run_stage(add: Adder) -> None:
@@ -73,19 +73,39 @@ def _run_stage(args: Arguments) -> None:
 
 
 def _add_sync(add: Adder) -> None:
-    sub = command(add, "sync", "Let Snakemake and DVC agree on what is up to date (runs do it by themselves).", _sync)
+    text = (
+        "Show what Snakemake and DVC think of every stage, and bring them to one mind: every output's bytes are read "
+        "again, nothing is guessed. (Runs do `adopt` before and `commit` after by themselves.)"
+    )
+    sub = command(add, "sync", text, _sync)
     sub.add_argument("direction", nargs="?", choices=("adopt", "commit", "both"), default="both")
+    sub.add_argument("--busy", help=argparse.SUPPRESS)
 
 
 def _sync(args: Arguments) -> None:
     from twohop.lineage import adopt, commit
 
-    if args.direction in ("adopt", "both"):
+    if args.direction == "both":
+        _show_sync()
+    elif args.direction == "adopt":
         outcome = adopt()
         _say("taken over from DVC", outcome.adopted)
-        _say("changed since dvc.lock, to be run again", outcome.poisoned)
-    if args.direction in ("commit", "both"):
-        _say("committed to DVC", commit().committed)
+        for stage, reasons in outcome.poisoned.items():
+            print(f"{stage}: not up to date, will be made again: {'; '.join(reasons)}", file=sys.stderr)
+    else:
+        _say("committed to DVC", commit(args.busy).committed)
+
+
+def _show_sync() -> None:
+    from twohop.lineage import sync
+
+    rows = sync()
+    width = max(len(row.stage) for row in rows)
+    for row in rows:
+        done = f"  => {row.done}" if row.done else ""
+        print(f"{row.stage:{width}}  snakemake: {row.snakemake}; dvc: {row.dvc}{done}")
+    settled = sum(bool(row.done) for row in rows)
+    print(f"{len(rows)} stages, {settled} settled")
 
 
 def _say(what: str, stages: list[str]) -> None:

@@ -19,8 +19,10 @@ from twohop.config._catalogue import AssembledVlm, LocalFolder, ModelEntry, Pack
 from twohop.config._data import BuildQuestions, CurateEntities, FetchImages
 from twohop.config._load import load_params, parse_params
 from twohop.config._params import STYLE_SOURCES, Params, section_keys
+from twohop.config._resources import BEFORE_CARD, ModelSize, Needs, needs, read_size
 
 __all__ = [
+    "BEFORE_CARD",
     "STYLE_SOURCES",
     "AssembledVlm",
     "BuildQuestions",
@@ -31,6 +33,8 @@ __all__ = [
     "FetchImages",
     "LocalFolder",
     "ModelEntry",
+    "ModelSize",
+    "Needs",
     "PackageBackbone",
     "Params",
     "PatchActivations",
@@ -45,6 +49,8 @@ __all__ = [
     "TrainProbes",
     "TrainProjector",
     "load_params",
+    "needs",
     "parse_params",
+    "read_size",
     "section_keys",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from twohop.config._base import Section
 from twohop.config._data import ArtSource
@@ -93,6 +93,10 @@ class ExtractActivations(Section):
     """Prompts in a forward pass."""
     chunk_rows: int = Field(ge=1)
     """Rows of a chunk; extraction resumes per chunk."""
+    shards: int = Field(
+        default=1, ge=1, le=1000, exclude=True
+    )  # no part of what the step is told: the bytes are the same
+    """Jobs that share the extraction of one model; more than 1 is for many nodes or GPUs. The file is the same."""
     pictures_prompt: str
     """Prompt of the `pictures` run, which asks for the name of what is shown; `{entity}` stands for the picture."""
     copies: int = Field(ge=0)
@@ -151,7 +155,7 @@ class TrainProbes(Section):
     layer_stride: int = Field(ge=1)
     """Every n-th layer is probed; the embedding and the last layer always are."""
     l2: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Candidate L2 strengths (1/C); chosen by inner cross-validation at each layer."""
+    """Candidate L2 strengths (1/C); chosen by inner cross-validation at each layer (one number: a list of it)."""
     inner_folds: int = Field(ge=2)
     """Folds of the inner cross-validation."""
     copies: int = Field(ge=0)
@@ -160,6 +164,12 @@ class TrainProbes(Section):
     """Bootstrap draws over entities."""
     seed: int = Field(ge=0)
     """Seed of the folds, the shuffled labels and the bootstrap."""
+
+    @field_validator("l2", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        """So that `dvc exp run -S train_probes.l2=0.1` says what it means."""
+        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class RecoverRecall(Section):

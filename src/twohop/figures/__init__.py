@@ -2,7 +2,9 @@
 
 from twohop.figures import words
 from twohop.figures._captions import CAPTIONS, vlms
+from twohop.figures._cited import END, MIDDLE, START, cited
 from twohop.figures._draw import FIGURES, INTERVENTIONS, STRATEGIES
+from twohop.figures._headline import headline
 from twohop.figures._look import save, styled
 from twohop.figures._study import Study, load_study
 from twohop.figures._summary import CONDITIONS, pair, restore_order, summarise
@@ -10,10 +12,15 @@ from twohop.figures._summary import CONDITIONS, pair, restore_order, summarise
 __all__ = [
     "CAPTIONS",
     "CONDITIONS",
+    "END",
     "FIGURES",
     "INTERVENTIONS",
+    "MIDDLE",
+    "START",
     "STRATEGIES",
     "Study",
+    "cited",
+    "headline",
     "load_study",
     "pair",
     "restore_order",

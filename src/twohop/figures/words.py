@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from twohop.figures._cited import cite
+
 Interval = Mapping[str, Any]
 FEW_ENTITIES = 30
 """Below this many entities a percentile bootstrap is known to be too narrow; the sentence then says that n is small."""
@@ -21,7 +23,7 @@ def p_words(p: float | None) -> str:
     """`p < 0.001`, `p = 0.012`."""
     if p is None:
         return "p undefined"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    return f"p {cite(p, '< 0.001')}" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def sign(interval: Interval) -> str:

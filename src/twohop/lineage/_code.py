@@ -11,13 +11,15 @@ DVC reads the file, which its stage `hash_code` makes again after an edit.
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
 from twohop.errors import TwohopError
 from twohop.lineage._closure import libraries, project_closure, steps_of
+from twohop.lineage._files import write_text
 from twohop.lineage._records import digest_of
 
 CODE_FILE = Path("workflow/code.json")
@@ -36,6 +38,13 @@ def step_codes(rerun_on_versions: Sequence[str] = (), root: Path | None = None) 
     """What `workflow/code.json` holds: per step one digest, and the versions that are a reason to run again."""
     base = root or Path.cwd()
     return {step: _step(step, rerun_on_versions, base) for step in steps_of(base)}
+
+
+def write_code_file(codes: Mapping[str, Code]) -> None:
+    """Write `workflow/code.json`, unless it says the same already; the same digests give the same bytes."""
+    text = json.dumps(codes, indent=1, sort_keys=True) + "\n"
+    if not CODE_FILE.exists() or CODE_FILE.read_text(encoding="utf-8") != text:
+        write_text(CODE_FILE, text)
 
 
 def _step(step: str, rerun_on_versions: Sequence[str], base: Path) -> Code:

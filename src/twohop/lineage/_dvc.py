@@ -21,7 +21,8 @@ from twohop.lineage._snakemake import RuleJob, graph
 _HEADER = "# Made from the Snakefile by `twohop write_dvc`; do not edit.\n"
 NO_FILE = "workflow/none.txt"
 """DVC wants the same number of deps for every item; a model that reads fewer files names this one."""
-_METRICS = ("metrics.json", "summary.json")
+_METRICS = ("headline.json",)
+"""What `dvc metrics diff` shows: a dozen numbers per model (the other JSON files hold thousands)."""
 Variant = dict[str, Any]
 
 
@@ -32,7 +33,7 @@ def dvc_yaml(params: Params) -> str:
         for job in g.jobs:
             by_rule[job.rule].append(job)
     stages = {"hash_code": _hash_stage(params), **{rule: _stage(jobs) for rule, jobs in by_rule.items()}}
-    body = yaml.safe_dump({"stages": stages}, sort_keys=False, width=10**6)
+    body = yaml.safe_dump({"stages": stages, "plots": _plots(stages)}, sort_keys=False, width=10**6)
     return f"{_HEADER}# fingerprint: {fingerprint(params)}\n{body}"
 
 
@@ -91,6 +92,21 @@ def _stage(jobs: list[RuleJob]) -> Variant:
     n = len(item_deps)
     items = {m: {f"input{i}": (*own[m], *[NO_FILE] * n)[i] for i in range(n)} for m in variants}
     return {"foreach": items, "do": first}
+
+
+def _plots(stages: Mapping[str, Variant]) -> list[Variant]:
+    """What `dvc plots diff` draws: curves by layer with a line per model, and the figures side by side."""
+    return [
+        _curve("probe accuracy by layer", stages["train_probes"], "curve.csv", "accuracy"),
+        _curve("MLP attribution at the entity by layer", stages["score_attribution"], "profile.csv", "share"),
+        *({out: None} for out in stages["plot_figures"]["outs"] if out.endswith(".svg")),
+    ]
+
+
+def _curve(title: str, stage: Variant, file: str, column: str) -> Variant:
+    template = next(out for out in stage["outs"] if out.endswith(f"/{file}"))
+    lines = {template.replace("${item.model}", model): column for model in stage["matrix"]["model"]}
+    return {title: {"x": "layer", "y": lines, "x_label": "layer", "y_label": column}}
 
 
 def _split(jobs: list[RuleJob]) -> tuple[list[str], dict[str, list[str]]]:

@@ -17,7 +17,12 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def write_state(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object in one rename."""
+    write_text(path, json.dumps(value, sort_keys=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file in one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    tmp.write_text(json.dumps(value, sort_keys=True), encoding="utf-8")
+    tmp.write_text(text, encoding="utf-8")
     tmp.replace(path)

@@ -39,7 +39,7 @@ def acquire(root: Path) -> None:
     Raises:
         LockedError: a live run holds it; nothing was changed.
     """
-    owner = _dvc_above() or psutil.Process()
+    owner = dvc_above() or psutil.Process()
     (root / STATE).mkdir(parents=True, exist_ok=True)
     _take(root, owner)
     _wait_for_steps(root)
@@ -79,13 +79,13 @@ def step_of_run(root: Path) -> Generator[None]:
 
 
 def _take(root: Path, owner: psutil.Process) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline, family = time.monotonic() + _PATIENCE_S, {owner.pid, *_ancestors()}
     while True:
         with _guard(root):
             held = read_state(root / STATE / "run.lock")
             head, runner = held.get("owner", {}), held.get("runner", {})
-            mine = head.get("pid") == owner.pid and _alive(head)
-            if (mine or not _alive(head)) and not _alive(runner):
+            mine = _alive(head) and head.get("pid") in family
+            if (mine or not _alive(head)) and (runner.get("pid") in family or not _alive(runner)):
                 write_state(root / STATE / "run.lock", {"owner": _entry(owner), "runner": _entry(psutil.Process())})
                 return
         if _alive(head) or time.monotonic() > deadline:
@@ -164,7 +164,12 @@ def _lives(pid: int, started: float) -> bool:
         return False
 
 
-def _dvc_above() -> psutil.Process | None:
+def _ancestors() -> set[int]:
+    """Processes that this one works for, by number; not the one that holds all."""
+    return {p.pid for p in psutil.Process().parents()} - {1}
+
+
+def dvc_above() -> psutil.Process | None:
     """The `dvc` process that started this one as a stage, if any."""
     if "DVC_STAGE" not in os.environ:
         return None
@@ -210,8 +215,9 @@ def occupy_dvc(root: Path) -> None:
     if not (root / ".dvc" / "config").exists():
         return
     with _dvc_table(root) as write:
+        ours = {os.getpid(), *_ancestors()}
         for path, info in write.items():
-            if path.startswith(str(root.resolve())) and info["pid"] != os.getpid() and psutil.pid_exists(info["pid"]):
+            if path.startswith(str(root.resolve())) and info["pid"] not in ours and psutil.pid_exists(info["pid"]):
                 raise _locked(root, info)
         write[str(root.resolve() / "results")] = {"pid": os.getpid(), "cmd": _command(psutil.Process())}
 

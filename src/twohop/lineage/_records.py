@@ -1,12 +1,13 @@
-"""The record that every job leaves beside its artifacts: the runner writes it, `verify` checks, `trace` walks it.
+"""The record that every job leaves beside its artifacts: the runner writes it, `_check` compares, `_query` walks it.
 
-Two names for a run: `run_id` is this execution's own; `key` follows from step, model, params, code and the content of
-the inputs, so two runs with the same key had no reason to differ. A single file's id is `<run_id>/<file name>`.
+Two names for a run: `run_id` is this execution's own; `key` follows from step, model, params, code, the content of the
+inputs and the versions of the libraries that the step imports, so two runs with the same key had no reason to differ.
+A single file's id is `<run_id>/<file name>`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ FORMAT = 2
 """Of a record; older ones are refused."""
 HISTORY = Path(".cache/twohop/records")
 """Every record ever written in this tree, `<run_id>.json`: what a later run overwrote can still be compared."""
-TRAINING_LOG, PROJECTOR = "log.json", "projector.safetensors"
-"""What `train_projector` leaves; under data/models the log stands for a record that git does not hold."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Record:
     format: int
     run_id: str
     key: str
-    """sha256 over step, model, params, code and inputs' content: see the module's head."""
+    """sha256 over step, model, params, code, inputs' content and libraries: see the module's head."""
     step: str
     model: str | None
     params: Mapping[str, Any]
@@ -101,24 +100,6 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """Plain values for `write_json`."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One artifact that is not what its record says."""
-
-    path: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Ancestor:
-    """One line of a walk back: a file, and the record of the run that made it."""
-
-    depth: int
-    path: str
-    record: Record | None
-    note: str = ""
 
 
 def read_record(path: Path) -> Record:
@@ -161,88 +142,7 @@ def record_of(path: Path) -> Record | None:
     return record if path.name in {Path(o.path).name for o in record.outputs} else None
 
 
-def verify(folders: tuple[Path, ...]) -> tuple[int, list[Fault]]:
-    """Re-read every recorded artifact under some folders (promise A1); returns how many were read, and the faults."""
-    faults: list[Fault] = []
-    read = 0
-    for folder in folders:
-        known: set[Path] = set()
-        for path in sorted(folder.rglob(RECORD)):
-            known.add(path)
-            try:
-                record = read_record(path)
-            except ArtifactError as error:
-                faults.append(Fault(str(path), error.what))
-                continue
-            for output in record.outputs:
-                file = path.parent / Path(output.path).name
-                known.add(file)
-                read += 1
-                faults += _check(file, output)
-        for log in (p for p in sorted(folder.rglob(TRAINING_LOG)) if p not in known):
-            known |= {log, log.parent / PROJECTOR}
-            read += 1
-            faults += _check_logged(log)
-        faults += [Fault(str(p), "no record names this file") for p in _strays(folder, known)]
-    return read, faults
-
-
-def _check_logged(log: Path) -> Iterator[Fault]:
-    """A projector that came with git: its training log holds the sha256."""
-    file = log.parent / PROJECTOR
-    try:
-        recorded = json.loads(log.read_text(encoding="utf-8"))["projector_sha256"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        yield Fault(str(log), f"not a training log: {error!r}")
-        return
-    if not file.exists():
-        yield Fault(str(file), "missing")
-    elif sha256(file) != recorded:
-        yield Fault(str(file), "its bytes differ from the sha256 in its training log")
-
-
-def _check(file: Path, output: OutputFile) -> Iterator[Fault]:
-    if not file.exists():
-        yield Fault(str(file), "missing")
-    elif (size := file.stat().st_size) != output.bytes:
-        yield Fault(str(file), f"has {size} bytes, recorded are {output.bytes}")
-    elif sha256(file) != output.sha256:
-        yield Fault(str(file), "its bytes differ from the recorded sha256")
-
-
-def _strays(folder: Path, known: set[Path]) -> list[Path]:
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return sorted(p for p in files if p not in known)
-
-
 def sha256(file: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def trace(path: Path) -> Iterator[Ancestor]:
-    """Walk back from an artifact to the repository's own files; a run's inputs are listed once."""
-    if not path.exists():
-        raise ArtifactError("no such file", str(path), "name an artifact below results/")
-    yield from _trace(path, None, 0, set())
-
-
-def _trace(path: Path, read: InputFile | None, depth: int, seen: set[str]) -> Iterator[Ancestor]:
-    record = record_of(path)
-    yield Ancestor(depth, str(path), record, _mismatch(path, read, record))
-    if record is None or record.run_id in seen:
-        return
-    seen.add(record.run_id)
-    for item in record.inputs:
-        yield from _trace(Path(item.path), item, depth + 1, seen)
-
-
-def _mismatch(path: Path, read: InputFile | None, record: Record | None) -> str:
-    if read is None:
-        return ""
-    if not path.exists():
-        return "absent now"
-    if record is not None and read.run_id is not None and record.run_id != read.run_id:
-        return f"this file is of another run than the one that was read ({read.run_id})"
-    return "" if sha256(path) == read.sha256 else "changed since it was read"

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,41 @@ SUPPORTED = "9.27."
 NO_HOOKS = "TWOHOP_NO_HOOKS"
 POISON = "<not verified: the stage changed since dvc.lock>"
 _NAME_MAX = 254
+_LOOKS = frozenset(
+    [
+        "--archive",
+        "--cleanup-metadata",
+        "--cm",
+        "--containerize",
+        "--d3dag",
+        "--dag",
+        "--detailed-summary",
+        "-D",
+        "--filegraph",
+        "--generate-unit-tests",
+        "--help",
+        "-h",
+        "--lint",
+        "--list",
+        "-l",
+        "--list-changes",
+        "--lc",
+        "--list-rules",
+        "--list-target-rules",
+        "--lt",
+        "--list-untracked",
+        "--lu",
+        "--print-compilation",
+        "--report",
+        "--rulegraph",
+        "--summary",
+        "-S",
+        "--unlock",
+        "--version",
+        "-v",
+    ]
+)
+"""Options with which Snakemake runs no job."""
 
 
 class Slice(dict[str, Any]):
@@ -67,12 +102,20 @@ def find_own_programs() -> None:
 def works(workflow: Any) -> bool:
     """Whether the process that reads the Snakefile is about to run jobs: no dry run, no job's own process, not ours."""
     _guard()
-    return workflow.is_main_process and not workflow.output_settings.dryrun and NO_HOOKS not in os.environ
+    return _executes(workflow) and not workflow.output_settings.dryrun
 
 
 def plans(workflow: Any) -> bool:
     """Whether the process is a user's dry run."""
-    return workflow.is_main_process and workflow.output_settings.dryrun and NO_HOOKS not in os.environ
+    return _executes(workflow) and workflow.output_settings.dryrun
+
+
+def _executes(workflow: Any) -> bool:
+    """Not `--lint`, `--summary` and the like, which only look (the workflow does not say so yet when the Snakefile is
+    read: the command line does); no job's own process.
+    """
+    looks = _LOOKS & {word.split("=", 1)[0] for word in sys.argv[1:]}
+    return workflow.is_main_process and not looks and NO_HOOKS not in os.environ
 
 
 def _guard() -> None:
@@ -83,6 +126,10 @@ def _guard() -> None:
             "src/twohop/lineage/_snakemake.py",
             f"install snakemake {SUPPORTED}*, or check that module against the new version and raise SUPPORTED",
         )
+
+
+HELPERS = {"extract_activations": ("extract_shard",)}
+"""Rules that make parts for another rule: they are jobs of Snakemake's, and nothing to DVC and the records."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +154,10 @@ class Graph:
 
     def __init__(self, workflow: Any) -> None:
         self._workflow = workflow
-        levels = ([_job(j) for j in level if j.output] for level in workflow.dag.toposorted())
-        self.jobs = [job for level in levels for job in sorted(level, key=lambda j: j.stage)]
+        helpers = {name for names in HELPERS.values() for name in names}
+        found = [[j for j in level if j.output] for level in workflow.dag.toposorted()]
+        parts = {str(f) for level in found for j in level if j.rule.name in helpers for f in j.output}
+        self.jobs = _in_order([_job(j, parts) for level in found for j in level if j.rule.name not in helpers])
 
     def stages(self) -> dict[str, RuleJob]:
         """Jobs by stage address, producers before consumers."""
@@ -140,16 +189,25 @@ class Graph:
         store._clear_cache()
 
 
-def _job(job: Any) -> RuleJob:
+def _job(job: Any, parts: Collection[str]) -> RuleJob:
     keys = sorted(k for v in job.params if isinstance(v, Slice) and not isinstance(v, CodeKey) for k in v)
     return RuleJob(
         rule=job.rule.name,
         model=dict(job.wildcards_dict).get("model"),
-        inputs=tuple(sorted(set(map(str, job.input)))),
+        inputs=tuple(sorted({*map(str, job.input)}.difference(parts))),
         outputs=tuple(sorted(map(str, job.output))),
         params=tuple(keys),
         handle=job,
     )
+
+
+def _in_order(jobs: Iterable[RuleJob]) -> list[RuleJob]:
+    """By the number of jobs before each, then by stage; helpers do not count."""
+    depth: dict[str, int] = {}
+    for job in jobs:
+        before = [depth[f] for f in job.inputs if f in depth]
+        depth |= dict.fromkeys(job.outputs, 1 + max(before, default=-1))
+    return sorted(jobs, key=lambda j: (depth[j.outputs[0]], j.stage))
 
 
 @contextlib.contextmanager
@@ -161,12 +219,11 @@ def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
 
     _guard()
     os.environ[NO_HOOKS] = "1"
-    logging.getLogger("snakemake").setLevel(logging.WARNING)
     quiet = OutputSettings(quiet={Quietness.ALL}, log_handler_settings={}, dryrun=True)
     with SnakemakeApi(quiet) as api:
         loaded = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"))
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), _silence():
                 loaded.dag(DAGSettings(targets=frozenset(targets))).summary()
         except (RuleException, WorkflowError) as error:
             raise TwohopError(f"Snakemake cannot plan: {error}", "Snakefile", "see what `snakemake -n` says") from error
@@ -174,6 +231,17 @@ def graph(targets: Iterable[str] = ()) -> Generator[Graph]:
         workflow.execution_settings = ExecutionSettings()
         workflow.iocache.deactivate()
         yield Graph(workflow)
+
+
+@contextlib.contextmanager
+def _silence() -> Generator[None]:
+    """Snakemake tells every planning; ours is not the user's business."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def record_is_good(file: Path) -> bool:

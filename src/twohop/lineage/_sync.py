@@ -2,20 +2,21 @@
 
 `adopt` (DVC -> Snakemake, before a run): an output that dvc.lock knows but for which Snakemake has no good record is
 judged by DVC, by content. Clean: Snakemake's record is written from the current rule, and outputs are made no older
-than inputs. Changed: the record is poisoned, so that the job runs. `commit` (Snakemake -> DVC, after a run): outputs,
-deps and params of every finished stage are saved to dvc.lock and the cache; a stage that Snakemake would run again is
-left out, so that nothing stale is ever called up to date. A run asks a cheap check first, which reads file times,
-neither engine.
+than inputs. Changed: the record is poisoned, so that the job runs, and the reason is told. `commit` (Snakemake -> DVC,
+after a run): outputs, deps and params of every finished stage are saved to dvc.lock and the cache; a stage that
+Snakemake would run again is left out, so that nothing stale is ever called up to date. `sync` does both by hand, after
+it has read every byte again, and shows what either engine thinks. A run asks a cheap check first, which reads file
+times and neither engine.
 """
 # pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
-import contextlib
-import hashlib
 import logging
 import os
+import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ from typing import Any
 import yaml
 
 from twohop.errors import TwohopError
+from twohop.lineage._code import CODE_FILE, Code, write_code_file
 from twohop.lineage._files import read_state, write_state
-from twohop.lineage._lock import STATE
+from twohop.lineage._judge import Verdict, dvc_repo, judge, rehash, stage_of, stages_in_order
+from twohop.lineage._lock import STATE, free_dvc, release
+from twohop.lineage._records import digest_of, sha256
 from twohop.lineage._snakemake import NO_HOOKS, Graph, RuleJob, graph, record_is_good
 
-_LOCK, _PIPELINE, _STAMP = Path("dvc.lock"), Path("dvc.yaml"), STATE / "sync.json"
+_LOCK, _PIPELINE, _PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
+CODE_STAGE = "hash_code"
+_STAMP, _JUDGED = STATE / "sync.json", STATE / "judged.json"
 log = logging.getLogger(__name__)
 
 
@@ -36,8 +42,20 @@ class Outcome:
     """Stages that changed hands."""
 
     adopted: list[str] = field(default_factory=list[str])
-    poisoned: list[str] = field(default_factory=list[str])
+    poisoned: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """With the reasons."""
     committed: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage in the table of `sync`."""
+
+    stage: str
+    snakemake: str
+    dvc: str
+    done: str
+    """What was done about it."""
 
 
 def uses_dvc() -> bool:
@@ -45,21 +63,53 @@ def uses_dvc() -> bool:
     return Path(".dvc/config").exists() and _PIPELINE.exists()
 
 
-def before_run() -> None:
+def before_run(codes: Mapping[str, Code], dry: bool) -> None:
     """Adopt, when the cheap check asks for it; in a process of its own, as the caller is reading the Snakefile."""
-    if uses_dvc() and needs_adoption():
-        _call("adopt")
+    if not uses_dvc():
+        return
+    write_code_file(codes)
+    if needs_adoption() or _is_linked() or not (dry or _code_is_saved()):
+        call("adopt")
 
 
-def after_run() -> None:
+def _code_is_saved() -> bool:
+    return not _LOCK.exists() or read_state(_JUDGED).get("source") == _source()
+
+
+def _source() -> str:
+    """Times and sizes of all source files."""
+    files = (p for p in Path("src/twohop").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return digest_of([[str(p), _stat(p)] for p in sorted(files)])
+
+
+def after_run(root: Path) -> None:
     """Commit in a process of its own, when something changed since the last commit."""
+    free_dvc(root)
     if uses_dvc() and not in_step():
-        _call("commit")
+        call("commit")
 
 
-def _call(direction: str) -> None:
+def at_exit(root: Path) -> None:
+    """`after_run` for a run that had nothing to do; a fault is told and gives exit code 2."""
+    try:
+        after_run(root)
+    except TwohopError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        release(root)
+        os._exit(2)
+
+
+def call(direction: str, busy: str | None = None) -> None:
+    """`twohop sync adopt` or `commit` in a process of its own.
+
+    Raises:
+        TwohopError: it failed; what it said stands above.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "twohop", "sync", direction], env={**os.environ, NO_HOOKS: "1"}, check=False
+        [sys.executable, "-m", "twohop", "sync", direction, *(["--busy", busy] if busy else [])],
+        env={**os.environ, NO_HOOKS: "1"},
+        check=False,
     )
     if done.returncode:
         raise TwohopError(
@@ -68,12 +118,40 @@ def _call(direction: str) -> None:
 
 
 def needs_adoption() -> bool:
-    """Whether an output of dvc.lock has no good record at Snakemake, or is older than what it was made from."""
+    """Whether an output of dvc.lock has no good record at Snakemake, is older than what it was made from, or was made
+    from something that is not here, under params or code that have not been judged yet.
+    """
     for stage in _locked_stages():
-        outs = [Path(o["path"]) for o in stage.get("outs", [])]
-        if not all(map(record_is_good, outs)) or _older(outs, [Path(d["path"]) for d in stage.get("deps", [])]):
+        outs, deps = ([Path(e["path"]) for e in stage.get(kind, [])] for kind in ("outs", "deps"))
+        if outs == [CODE_FILE]:
+            continue
+        if not all(map(record_is_good, outs)) or _older(outs, deps):
+            return True
+        if any(not d.exists() for d in deps) and any(o.exists() for o in outs) and not _is_judged():
             return True
     return False
+
+
+def _is_judged() -> bool:
+    return read_state(_JUDGED).get("digest") == _question()
+
+
+def _question() -> str:
+    """What a verdict on files that are not here depends on."""
+    return digest_of([sha256(p) for p in (_LOCK, _PIPELINE, _PARAMS, CODE_FILE) if p.exists()])
+
+
+def _is_linked() -> bool:
+    """Whether an output is a read-only hard link into DVC's cache, which Snakemake would refuse to make again."""
+    return any(_is_protected(Path(o["path"])) for stage in _locked_stages() for o in stage.get("outs", []))
+
+
+def _is_protected(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(mode) and not mode & stat.S_IWUSR
 
 
 def _locked_stages() -> Iterable[dict[str, Any]]:
@@ -90,13 +168,7 @@ def in_step() -> bool:
 
 def _digest() -> str:
     names = {e["path"] for s in _locked_stages() for e in [*s.get("deps", []), *s.get("outs", [])]}
-    lines = [f"{n} {_stat(Path(n))}" for n in sorted(names)]
-    lines += [
-        f"{p} {hashlib.sha256(p.read_bytes()).hexdigest()}"
-        for p in (_LOCK, _PIPELINE, Path("params.yaml"))
-        if p.exists()
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return digest_of([[n, _stat(Path(n))] for n in sorted(names)] + [_question(), _source()])
 
 
 def _stat(path: Path) -> str:
@@ -111,31 +183,61 @@ def adopt() -> Outcome:
     """Write or poison Snakemake's records of doubtful stages, as DVC judges their content."""
     outcome = Outcome()
     with graph() as g:
-        if not any(_doubtful(g, job) for job in g.jobs):
-            return outcome
-        with _dvc() as repo:
-            for address, job in g.stages().items():
-                if _doubtful(
-                    g, job
-                ):  # asked one after the other: raising an output's time can make the next stage doubtful
-                    _judge(g, job, repo, _stage(repo, address), outcome)
+        if any(_doubtful(g, job) for job in g.jobs) or not _is_judged():
+            with dvc_repo() as repo:
+                verdicts = judge(repo)
+                for job in g.jobs:  # one by one: raising an output's time can make the next stage doubtful
+                    if _doubtful(g, job) or verdicts[job.stage].partial:
+                        _settle(g, job, repo, verdicts[job.stage], outcome)
+    _save_code_stage()
+    write_state(_JUDGED, {"digest": _question(), "source": _source()})
+    if _is_linked():
+        _unprotect()
     return outcome
+
+
+def _save_code_stage() -> None:
+    """`workflow/code.json` was just made from the source files: DVC may know them."""
+    if not _LOCK.exists() or _code_is_saved():
+        return
+    with dvc_repo() as repo:
+        stage = stage_of(repo, CODE_STAGE)
+        if stage.changed(allow_missing=True):
+            _save([stage])
+
+
+def _save(stages: list[Any]) -> None:
+    for stage in stages:
+        stage.save()
+        stage.commit(relink=False)
+    if stages:
+        stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
 
 
 def _doubtful(g: Graph, job: RuleJob) -> bool:
     return not g.trusted(job) or _older(map(Path, job.outputs), map(Path, job.inputs))
 
 
-def _judge(g: Graph, job: RuleJob, repo: Any, stage: Any, outcome: Outcome) -> None:
-    locked = bool(stage.outs) and all(o.hash_info for o in stage.outs)
-    upstream = list(repo.index.graph.successors(stage))
-    if locked and not stage.changed(allow_missing=True, upstream=upstream):
-        _raise_times(job, repo, stage)
+def _settle(g: Graph, job: RuleJob, repo: Any, verdict: Verdict, outcome: Outcome) -> None:
+    doubtful = _doubtful(g, job)
+    if not verdict.reasons and doubtful:
+        _raise_times(job, repo, stage_of(repo, job.stage))
         g.adopt(job)
         outcome.adopted.append(job.stage)
-    elif not g.trusted(job) and (locked or any(Path(f).exists() for f in job.outputs)):
+    elif verdict.reasons and (not g.trusted(job) or verdict.partial) and any(Path(f).exists() for f in job.outputs):
         g.poison(job)
-        outcome.poisoned.append(job.stage)
+        outcome.poisoned[job.stage] = verdict.reasons
+
+
+def _unprotect() -> None:
+    """Copies in place of hard links, for outputs that the next run makes again; times stay."""
+    with graph() as g:
+        for f in (Path(f) for job in g.jobs if g.needs_run(job) for f in job.outputs):
+            if _is_protected(f):
+                tmp = f.with_name(f".{f.name}.{os.getpid()}.tmp")
+                shutil.copy2(f, tmp)
+                tmp.chmod(0o644)
+                tmp.replace(f)
 
 
 def _raise_times(job: RuleJob, repo: Any, stage: Any) -> None:
@@ -159,44 +261,65 @@ def _older(outputs: Iterable[Path], inputs: Iterable[Path]) -> bool:
     return bool(made) and max((_input_time(p) for p in inputs if p.exists()), default=0) > min(made)
 
 
-def commit() -> Outcome:
-    """Save every finished stage to dvc.lock and the cache; workspace files and their times stay as they are."""
-    with _dvc() as repo:
-        present = [str(o) for s in repo.index.stages if s.outs and all(o.exists for o in s.outs) for o in s.outs]
-        if not present:
-            return Outcome()
-        with graph(present) as g:  # only what is here: a partial checkout must not look stale because of what is absent
-            good = [j.stage for j in g.jobs if _finished(g, j)]
-        stages = [_stage(repo, address) for address in good]
-        todo = [s for s in stages if s.changed_stage() or s.changed_deps(allow_missing=True) or s.changed_outs()]
-        for stage in todo:
-            stage.save()
-            stage.commit(relink=False)
-        if todo:
-            todo[0].dvcfile.dump_stages(todo, update_pipeline=False)
+def commit(busy: str | None = None) -> Outcome:
+    """Save every finished stage to dvc.lock and the cache; workspace files and their times stay as they are.
+
+    Args:
+        busy: a stage that DVC itself is running and will save.
+    """
+    with dvc_repo() as repo:
+        present = [o for s in repo.index.stages if s.outs and all(o.exists for o in s.outs) for o in s.outs]
+        targets = [str(o) for o in present if str(o) != str(CODE_FILE)]
+        finished: set[str] = set()
+        if targets:  # only what is here: a partial checkout must not look stale because of what is absent
+            with graph(targets) as g:
+                finished = {j.stage for j in g.jobs if _finished(g, j)}
+        verdicts = judge(repo)
+        todo = [s for s in stages_in_order(repo) if _to_commit(s, verdicts[s.addressing], finished, busy)]
+        _save(todo)
     write_state(_STAMP, {"digest": _digest()})
     return Outcome(committed=[s.addressing for s in todo])
+
+
+def _to_commit(stage: Any, verdict: Verdict, finished: set[str], busy: str | None) -> bool:
+    mine = stage.addressing in finished or stage.addressing == CODE_STAGE
+    return mine and bool(verdict.reasons) and stage.addressing != busy and all(dep.exists for dep in stage.deps)
 
 
 def _finished(g: Graph, job: RuleJob) -> bool:
     return all(Path(f).exists() for f in job.outputs) and g.trusted(job) and not g.needs_run(job)
 
 
-@contextlib.contextmanager
-def _dvc() -> Generator[Any]:
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+def sync() -> list[Row]:
+    """Read every output's bytes again, bring both engines to one mind, and say what either thought before."""
+    with dvc_repo() as repo:
+        wrong = set(rehash(repo.index.stages))
+        before = judge(repo)
+    with graph() as g:
+        thought = {job.stage: _thought(g, job, wrong) for job in g.jobs}
+    outcome = adopt()
+    outcome.committed = commit().committed
+    rows: list[Row] = []
+    for address, verdict in before.items():
+        dvc = "; ".join(verdict.reasons) or ("up to date" if verdict.present else "up to date, not here")
+        rows.append(Row(address, thought.get(address, "no job"), dvc, _done(address, outcome)))
+    return rows
 
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    try:
-        with Repo(_wait_for_lock=True) as repo, repo.lock:
-            yield repo
-    except DvcException as error:
-        raise TwohopError(f"DVC: {error}", str(Path.cwd()), "mend it, then run `twohop sync`") from error
+
+def _thought(g: Graph, job: RuleJob, wrong: set[str]) -> str:
+    altered = sorted(wrong & set(job.outputs))
+    if altered:
+        return f"altered: {', '.join(altered)}"
+    if not all(Path(f).exists() for f in job.outputs):
+        return "to run: not here" if g.needs_run(job) else "not here, not needed"
+    if g.needs_run(job):
+        return "to run"
+    return "up to date" if g.trusted(job) else "no record"
 
 
-def _stage(repo: Any, address: str) -> Any:
-    for stage in repo.index.stages:
-        if stage.addressing == address:
-            return stage
-    raise TwohopError(f"it has no stage {address}", str(_PIPELINE), "run `twohop write_dvc`, then `twohop sync`")
+def _done(address: str, outcome: Outcome) -> str:
+    if address in outcome.poisoned:
+        return "marked to run again"
+    if address in outcome.committed:
+        return "saved to DVC"
+    return "taken over from DVC" if address in outcome.adopted else ""

@@ -15,6 +15,7 @@ from PIL import Image
 
 from twohop.errors import ArtifactError
 from twohop.figures import CAPTIONS, Study
+from twohop.report._cite import SHOWN, Citer
 from twohop.report._findings import find
 from twohop.report._tables import answers, limits, tables
 from twohop.store import read_json
@@ -76,7 +77,7 @@ def render(
 
     Args:
         study: the tables, for answers and cards.
-        summary: `summary.json`, with captions.
+        summary: `summary.json`; its numbers are cited when the record of the run that made it is among `runs`.
         figures: figure name to its SVG file.
         thumbnails: picture id to its thumbnail; pictures without one are left out.
         runs: lineage records.
@@ -84,7 +85,9 @@ def render(
         max_answers: how many graded answers are listed.
     """
     listed = list(answers(study))
-    return _template().render(
+    cite = Citer(summary, runs)
+    summary = cite.summary
+    return _template(cite).render(
         title=title,
         style=_asset("style.css"),
         script=_asset("script.js"),
@@ -94,6 +97,7 @@ def render(
         findings=find(summary),
         figures=[_figure(name, summary, figures[name]) for name in CAPTIONS],
         tables=tables(summary),
+        answer_ids=_answer_ids(runs),
         cards=[_card(name, card) for name, card in study.cards.items()],
         answers=list(islice(listed, max_answers)),
         n_answers=len(listed),
@@ -127,8 +131,15 @@ def read_run(path: Path) -> Record:
     return cast("Record", record)
 
 
-def _template() -> jinja2.Template:
+def _answer_ids(runs: Sequence[Record]) -> dict[str, str]:
+    """Model: id of its table of answers."""
+    made = [r for r in runs if r["step"] == "run_benchmark"]
+    return {r["model"]: f"{r['run_id'][:SHOWN]}/answers.parquet" for r in made}
+
+
+def _template(cite: Citer) -> jinja2.Template:
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    env.filters |= {"cited": cite.html, "plain": cite.plain}
     return env.from_string((files("twohop.report") / "template.html").read_text(encoding="utf-8"))
 
 
@@ -145,7 +156,7 @@ def _figure(name: str, summary: Record, svg: Path) -> dict[str, str]:
         data = svg.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read the figure: {error}", str(svg), "make it again: plot_figures") from None
-    return {"name": name, "title": _TITLES[name], "caption": summary["captions"][name], "svg": _base64(data)}
+    return {"name": name, "title": _TITLES[name], "caption": CAPTIONS[name](summary), "svg": _base64(data)}
 
 
 def _card(name: str, card: Record) -> dict[str, Any]:

@@ -34,4 +34,24 @@
     });
   }
   show();
+
+  const cited = (event) => event.target.closest("[data-record]");
+  const say = (text) => {
+    const box = field("copied");
+    box.textContent = text;
+    box.hidden = false;
+    clearTimeout(say.timer);
+    say.timer = setTimeout(() => (box.hidden = true), 6000);
+  };
+  document.addEventListener("mouseover", (event) => {
+    const at = cited(event);
+    if (at && !at.title) at.title = at.dataset.record;
+  });
+  document.addEventListener("click", (event) => {
+    const at = cited(event);
+    if (!at || !getSelection().isCollapsed) return;
+    const command = `twohop lineage view '${at.dataset.record}'`;
+    const copied = navigator.clipboard ? navigator.clipboard.writeText(command) : Promise.reject();
+    copied.then(() => say(`copied: ${command}`), () => say(command));
+  });
 })();

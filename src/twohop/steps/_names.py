@@ -33,6 +33,7 @@ class Declared:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     per_model: bool = True
+    in_shards: bool = False
 
 
 def summary_of(step: str) -> str:

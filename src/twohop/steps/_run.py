@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import platform
+import re
 import resource
 import shlex
 import shutil
@@ -17,7 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,16 +34,19 @@ from twohop.lineage import (
     Record,
     closure,
     digest_of,
+    libraries,
     record_of,
     source_root,
     step_code,
     step_of_run,
 )
 from twohop.steps._names import declared
-from twohop.steps._step import Job, Step, Summary
-from twohop.store import sha256_file, write_json
+from twohop.steps._step import Job, Part, Step, Summary
+from twohop.store import read_json, sha256_file, write_json
 
 WORK = Path(".cache/twohop/work")
+SHARD, SHARDS = "shard", "shards"
+"""Output of a job that makes a part of a step's rows (`<number>-of-<number>`); input of the job that gathers them."""
 _RECORDED = (
     "torch",
     "transformers",
@@ -55,6 +59,9 @@ _RECORDED = (
     "snakemake",
     "dvc",
 )
+_OPENED = "opened-"
+"""Start of the name of the files in which shards' jobs leave what models they opened."""
+_DECLARED = ("name", "params", "inputs", "outputs", "per_model", "in_shards")
 log = logging.getLogger(__name__)
 
 
@@ -77,8 +84,8 @@ class Call:
         return self.step if self.model is None else f"{self.step} {self.model}"
 
 
-def run(call: Call) -> Record:
-    """Run a job; its record is also written to the output named `lineage`.
+def run(call: Call) -> Record | None:
+    """Run a job; its record is also written to the output named `lineage` (a shard's job has none).
 
     Raises:
         TwohopError: the call does not fit the step's declaration, an input is missing, an output was not written, or
@@ -101,7 +108,7 @@ def _terminate(signum: int, _frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-def _run(call: Call) -> Record:
+def _run(call: Call) -> Record | None:
     started, clock = datetime.now(UTC), time.monotonic()
     read = list(_read_inputs(call))
     inputs = tuple(item for item, _ in read)
@@ -113,6 +120,8 @@ def _run(call: Call) -> Record:
     module = importlib.import_module(f"twohop.steps.{call.step}")
     _check_declaration(call, module.STEP)
     _use_threads(call.threads)
+    if SHARD in call.outputs:
+        return _run_shard(call, module, job, code)
     summary: Summary = module.run(job)
     _check_after(call, code)
     record = Record(
@@ -128,7 +137,7 @@ def _run(call: Call) -> Record:
         outputs=tuple(_output(n, p) for n, p in call.outputs.items() if n != "lineage"),
         code=code,
         code_sha256=identity["code_sha256"],
-        models=_models(record for _, record in read),
+        models=_models((record for _, record in read), job.work),
         commit=_git("rev-parse", "HEAD"),
         dirty=None if (changes := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
         versions=_versions(),
@@ -148,6 +157,25 @@ def _run(call: Call) -> Record:
     return record
 
 
+def _run_shard(call: Call, module: Any, job: Job, code: Mapping[str, str]) -> None:
+    """A part of the rows: it stays in the job's folder, and a marker says that it is made."""
+    started, marker = time.monotonic(), call.outputs[SHARD]
+    summary: Summary = module.run_shard(job, _part(marker))
+    write_json(job.work / f"{_OPENED}{marker.stem}.json", [asdict(m) for m in _models((), job.work)])
+    write_json(marker, dict(summary))
+    _check_after(call, code)
+    counts = ", ".join(f"{k} {v}" for k, v in summary.items())
+    log.info("%s: %s; %.1f s", call.label, counts, time.monotonic() - started)
+
+
+def _part(marker: Path) -> Part:
+    found = re.fullmatch(r"(\d+)-of-(\d+)", marker.stem)
+    number, of = (int(x) for x in found.groups()) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise TwohopError("no part of a whole", str(marker), "name it <number>-of-<number>, from 1-of-1")
+    return Part(number - 1, of)
+
+
 def _last_line(call: Call, record: Record) -> str:
     counts = ", ".join(f"{k} {v}" for k, v in record.summary.items())
     size = sum(o.bytes for o in record.outputs)
@@ -163,8 +191,10 @@ def _check_call(call: Call) -> None:
         )
     keys = {k.format(model=call.model) for k in want.params}
     _same(call, "params", keys, call.params)
-    _same(call, "inputs", want.inputs, call.inputs)
-    _same(call, "outputs", {*want.outputs, "lineage"}, call.outputs)
+    extra = {SHARDS} & set(call.inputs) if want.in_shards else set[str]()
+    part = want.in_shards and SHARD in call.outputs
+    _same(call, "inputs", {*want.inputs, *extra}, call.inputs)
+    _same(call, "outputs", {SHARD} if part else {*want.outputs, "lineage"}, call.outputs)
     for path in (p for files in call.inputs.values() for p in files):
         if not path.exists():
             raise TwohopError("an input is missing", str(path), "make it: snakemake --cores all " + str(path))
@@ -182,7 +212,7 @@ def _same(call: Call, what: str, want: Iterable[str], have: Iterable[str]) -> No
 
 def _check_declaration(call: Call, step: Step) -> None:
     seen = declared(call.step)
-    parts = [(getattr(step, f), getattr(seen, f)) for f in ("name", "params", "inputs", "outputs", "per_model")]
+    parts = [(getattr(step, f), getattr(seen, f)) for f in _DECLARED]
     if any(a != b for a, b in parts) or step.name != call.step:
         raise TwohopError(
             "STEP differs from its literal declaration", f"twohop.steps.{call.step}", "write it as literals"
@@ -236,7 +266,7 @@ def _clear(output: Path) -> None:
 
 def _read_inputs(call: Call) -> Iterable[tuple[InputFile, Record | None]]:
     for name, files in call.inputs.items():
-        for path in files:
+        for path in files if name != SHARDS else ():  # no artifacts: what they mark lies in the job's folder
             record = record_of(path)
             yield InputFile(name, str(path), sha256_file(path), record.run_id if record else None), record
 
@@ -272,8 +302,17 @@ def _identity(call: Call, code: Mapping[str, str], inputs: Iterable[InputFile]) 
         "params_sha256": digest_of(dict(call.params)),
         "code_sha256": digest_of(dict(code)),
         "inputs": [[i.name, i.path, i.sha256] for i in inputs],
+        "versions": _used_versions(call),
     }
     return {**facts, "key": digest_of(facts)}
+
+
+def _used_versions(call: Call) -> dict[str, str]:
+    """Of the recorded libraries, those that the step imports: half-done work of another version is not resumed (A7)."""
+    if not call.code:
+        return {}
+    used = libraries(f"twohop.steps.{call.step}")
+    return {name: number for name, number in _versions().items() if name in used}
 
 
 def _batch(call: Call) -> int | None:
@@ -281,10 +320,11 @@ def _batch(call: Call) -> int | None:
     return section.get("batch") if isinstance(section, dict) else None
 
 
-def _models(read: Iterable[Record | None]) -> tuple[ModelUse, ...]:
-    """Models that this process opened; those behind its inputs otherwise known by their records."""
+def _models(read: Iterable[Record | None], work: Path) -> tuple[ModelUse, ...]:
+    """Models that this process or a shard's opened; those behind its inputs otherwise known by their records."""
     module = sys.modules.get("twohop.models")
-    used = {m.name: ModelUse(**m.as_json(), opened=True) for m in module.opened()} if module else {}
+    used = {m["name"]: ModelUse(**m) for file in sorted(work.glob(f"{_OPENED}*")) for m in read_json(file)}
+    used |= {m.name: ModelUse(**m.as_json(), opened=True) for m in module.opened()} if module else {}
     for model in (m for record in read if record for m in record.models):
         used.setdefault(model.name, replace(model, opened=False))
     return tuple(used[name] for name in sorted(used))
@@ -306,8 +346,9 @@ def _job(call: Call, work: Path, identity: Mapping[str, Any]) -> Job:
     for other in work.parent.iterdir():
         if other != work:
             shutil.rmtree(other, ignore_errors=True)  # of other params, code or inputs: it can never be resumed
-    outputs = {n: p for n, p in call.outputs.items() if n != "lineage"}
-    return Job(call.step, call.model, call.params, call.inputs, outputs, work, identity)
+    inputs = {n: files for n, files in call.inputs.items() if n != SHARDS}
+    outputs = {n: p for n, p in call.outputs.items() if n not in ("lineage", SHARD)}
+    return Job(call.step, call.model, call.params, inputs, outputs, work, identity, call.inputs.get(SHARDS, ()))
 
 
 def _limit_threads(threads: int) -> None:

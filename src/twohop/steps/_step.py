@@ -24,6 +24,21 @@ class Step:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     per_model: bool = True
+    in_shards: bool = False
+    """Whether the module also has `run_shard(job, part)`: a part of the rows, as a job of its own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several equal parts of the rows."""
+
+    index: int
+    """From 0."""
+    of: int
+
+    def takes(self, number: int) -> bool:
+        """Whether a chunk belongs to the part; neighbours go to different parts."""
+        return number % self.of == self.index
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class Job:
     """Private to (step, model, params, code, inputs); survives a kill, removed after success."""
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What the result follows from (`step, model, params_sha256, code_sha256, inputs, key`), for files that say it."""
+    shards: tuple[Path, ...] = ()
+    """Markers of the jobs that made the parts; the step only puts these together."""
 
     def input(self, name: str) -> Path:
         """The one file of an input name."""

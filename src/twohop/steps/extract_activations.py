@@ -5,7 +5,8 @@
 3. run `pictures` (vision-language models): every picture of the manifest, and augmented copies of those that the
    projectors and probes may train on, under one prompt that asks for the name; the residual stream only.
 
-One chunk of rows at a time; a finished chunk survives a kill.
+One chunk of rows at a time; a finished chunk survives a kill. Several jobs may make the chunks (`run_shard`); the bytes
+of the file are the same.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,9 +27,10 @@ from torch import Tensor
 
 from twohop.config import STYLE_SOURCES, ExtractActivations
 from twohop.data import augment, open_pictures
+from twohop.errors import ArtifactError
 from twohop.models import GROUP_MEANINGS, KIND_MEANINGS, Batch, Model, Prompt, Run, Site, open_model
 from twohop.steps._asking import encode_by_id, split_prompt
-from twohop.steps._step import Job, Step, Summary
+from twohop.steps._step import Job, Part, Step, Summary
 from twohop.store import ActivationWriter, Dataset, read_table, schemas
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ STEP = Step(
     params=("extract_activations", "fetch_images.background", "build_questions.style", "models.{model}"),
     inputs=("questions", "manifest", "pictures", "card"),
     outputs=("activations",),
+    in_shards=True,
 )
 TEXT_GROUPS = ("entity", "entity_last", "question", "last")
 IMAGE_GROUPS = ("image", "image_last", "question", "last")
@@ -95,8 +99,40 @@ def run(job: Job) -> Summary:
     Raises:
         DataError: a picture is missing.
         ModelError: a file of the model is not what its card says.
-        ArtifactError: an activation is not a finite number.
+        ArtifactError: an activation is not a finite number, or a chunk is missing that a shard's job had made.
     """
+    writer, made = ActivationWriter.whole(job.output("activations"), job.work), 0
+    if writer is None and job.shards:
+        raise _incomplete(job)
+    if writer is None:
+        writer, made = _make_chunks(job, job.output("activations"), Part(0, 1))
+    writer.finish()
+    size = job.output("activations").stat().st_size
+    return {"done": sum(writer.rows.values()), "failed": 0, "made_now": made, "bytes": size}
+
+
+def run_shard(job: Job, part: Part) -> Summary:
+    """Make a part of the chunks; `run` then finds them in the job's folder.
+
+    Raises:
+        As `run`.
+    """
+    writer, made = _make_chunks(job, job.work / STEP.outputs[0], part)
+    writer.keep_plan()
+    return {"done": made, "failed": 0, "part": part.index + 1, "of": part.of}
+
+
+def _incomplete(job: Job) -> ArtifactError:
+    """The markers go, so that the shards' jobs look again for what is missing."""
+    for marker in job.shards:
+        marker.unlink(missing_ok=True)
+    return ArtifactError(
+        "a chunk is missing or damaged, or shards were made on different devices", str(job.work), "repeat the command"
+    )
+
+
+def _make_chunks(job: Job, path: Path, part: Part) -> tuple[ActivationWriter, int]:
+    """Make what is missing of a part; returns the number of rows made now, too."""
     params, model = job.section(ExtractActivations), open_model(job.input("card"))
     questions = read_table(job.input("questions"), schemas.QUESTIONS)
     manifest = read_table(job.input("manifest"), schemas.MANIFEST).filter(pl.col("status") == "ok")
@@ -109,11 +145,12 @@ def run(job: Job) -> Summary:
         eyes.keep(questions["picture_id"].unique().sort())
     layout = [_layout(model, name, rows, params) for name, rows in runs.items()]
     attrs = _attributes(job, model, runs, params)
-    writer = ActivationWriter(job.output("activations"), job.work, attrs, layout, params.dtype, params.chunk_rows)
-    made = sum(_extract(writer, model, eyes, d, runs[d.run], params.batch) for d in layout)
-    writer.finish()
-    total = sum(map(len, runs.values()))
-    return {"done": total, "failed": 0, "made_now": made, "bytes": job.output("activations").stat().st_size}
+    writer = ActivationWriter(path, job.work, attrs, layout, params.dtype, params.chunk_rows)
+    made = 0
+    for d in layout:
+        todo = [c for c in writer.missing(d.run) if part.takes(c.start // params.chunk_rows)]
+        made += _extract(writer, model, eyes, d, runs[d.run], todo, params.batch)
+    return writer, made
 
 
 def text_rows(questions: pl.DataFrame) -> list[Row]:
@@ -190,12 +227,18 @@ def _attributes(
 
 
 def _extract(
-    writer: ActivationWriter, model: Model, eyes: Eyes, layout: Dataset, rows: Sequence[Row], size: int
+    writer: ActivationWriter,
+    model: Model,
+    eyes: Eyes,
+    layout: Dataset,
+    rows: Sequence[Row],
+    chunks: Iterable[range],
+    size: int,
 ) -> int:
-    """Make what is missing of one run; the number of rows made now."""
+    """Make chunks of one run; the number of rows made now."""
     sites = [Site(cast("Any", kind), layer) for kind in layout.kinds for layer in layout.layers]
     start, made = time.monotonic(), 0
-    for chunk in writer.missing(layout.run):
+    for chunk in chunks:
         pooled, tokens = extract_chunk(model, eyes, layout, [rows[i] for i in chunk], sites, size)
         writer.put(layout.run, chunk, pooled, tokens)
         made += len(chunk)

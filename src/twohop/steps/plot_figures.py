@@ -1,7 +1,7 @@
 """Figures as SVG and PNG, and `summary.json` with every headline number, its interval and each figure's caption."""
 
 from twohop.config import PlotFigures
-from twohop.figures import CAPTIONS, FIGURES, load_study, save, styled, summarise
+from twohop.figures import CAPTIONS, FIGURES, headline, load_study, save, styled, summarise
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import write_json
 
@@ -22,6 +22,7 @@ STEP = Step(
     ),
     outputs=(
         "summary",
+        "headline",
         "benchmark_svg",
         "benchmark_png",
         "attribution_svg",
@@ -56,4 +57,5 @@ def run(job: Job) -> Summary:
         save(figure, job.output(f"{name}_svg"), job.output(f"{name}_png"), settings.dpi)
     captions = {name: caption(summary) for name, caption in CAPTIONS.items()}
     write_json(job.output("summary"), {**summary, "captions": captions})
+    write_json(job.output("headline"), headline(summary))
     return {"figures": len(FIGURES), "models": len(study.models), "questions": summary["n_questions"]}

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 
 from twohop import analysis
-from twohop.analysis import Contrast, Runner
+from twohop.analysis import Contrast, Runner, select_run
 from twohop.config import ScoreAttribution
 from twohop.data import open_pictures
 from twohop.errors import DataError
 from twohop.models import Batch, Model, Patch, Prompt, Site, open_model
 from twohop.steps._asking import encode_by_id
 from twohop.steps._step import Job, Step, Summary
-from twohop.store import read_table, schemas, write_json, write_table
+from twohop.store import read_table, schemas, write_bytes, write_json, write_table
 
 STEP = Step(
     name="score_attribution",
     params=("score_attribution", "models.{model}"),
     inputs=("questions", "manifest", "pictures", "card"),
-    outputs=("scores", "validation", "spans", "metrics"),
+    outputs=("scores", "validation", "spans", "profile", "metrics"),
 )
 KINDS = ("mlp_write", "attn_write", "resid_post")
 EMBEDDING = Site("resid_post", -1)
@@ -79,8 +79,19 @@ def run(job: Job) -> Summary:
     write_table(job.output("scores"), pl.concat(scores), schemas.SCORES)
     write_table(job.output("validation"), pl.concat(checks), schemas.VALIDATION)
     write_table(job.output("spans"), pl.concat(spans), schemas.SPANS)
+    write_bytes(job.output("profile"), plotted(pl.concat(scores)).write_csv().encode())
     write_json(job.output("metrics"), metrics)
     return {"questions": drawn.height, "runs": len(scores), "patched_nodes": sum(c.height for c in checks)}
+
+
+def plotted(scores: pl.DataFrame) -> pl.DataFrame:
+    """layer, share: the MLPs' |score| at the entity's tokens (the picture's in an image run) by layer, summing to 1;
+    of the image run where there is one. What `dvc plots` draws.
+    """
+    run = "image" if "image" in scores["run"] else "text"
+    rows = select_run(scores, run).filter(pl.col("kind") == "mlp_write", pl.col("group") == "entity").sort("layer")
+    total = rows["mean_abs"].sum()
+    return rows.select("layer", share=pl.col("mean_abs") / total if total else pl.lit(0.0))
 
 
 def _draw(questions: pl.DataFrame, params: ScoreAttribution) -> pl.DataFrame:

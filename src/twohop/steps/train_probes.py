@@ -22,14 +22,14 @@ from twohop.config import STYLE_SOURCES, TrainProbes
 from twohop.errors import ArtifactError, DataError
 from twohop.steps._asking import finished_part
 from twohop.steps._step import Job, Step, Summary
-from twohop.store import ActivationReader, atomic_path, schemas, write_json, write_table
+from twohop.store import ActivationReader, atomic_path, schemas, write_bytes, write_json, write_table
 
 LOG = logging.getLogger(__name__)
 STEP = Step(
     name="train_probes",
     params=("train_probes", "build_questions.style"),
     inputs=("activations",),
-    outputs=("curves", "probes", "metrics"),
+    outputs=("curves", "curve", "probes", "metrics"),
 )
 
 
@@ -78,6 +78,7 @@ def run(job: Job) -> Summary:
     unconverged = sum(not r.pop("converged") for r in rows)
     curves = pl.DataFrame(rows, schema=schemas.CURVES)
     write_table(job.output("curves"), curves, schemas.CURVES)
+    write_bytes(job.output("curve"), plotted(curves, style, params.features).write_csv().encode())
     _write_probes(job.output("probes"), job.work, points, split.entities)
     metrics = summarise(curves, n_layers=max(layers) + 1)
     write_json(job.output("metrics"), metrics)
@@ -222,6 +223,15 @@ def summarise(curves: pl.DataFrame, n_layers: int) -> dict[str, Any]:
             "near_maximum_depth": near / n_layers,
         }
     return found
+
+
+def plotted(curves: pl.DataFrame, style: str, features: Sequence[str]) -> pl.DataFrame:
+    """layer, accuracy of the last image token (or the first feature there is) on the style that questions show: what
+    `dvc plots` draws.
+    """
+    feature = "image_last" if "image_last" in features else features[0]
+    rows = curves.filter(pl.col("feature") == feature, pl.col("test_style") == style)
+    return rows.sort("layer").select("layer", "accuracy", "low", "high")
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

@@ -33,6 +33,8 @@ FORMAT, VERSION = "twohop-activations", 2
 LIBVER = ("v110", "v110")
 ENTITY_TOKENS = "entity_tokens"
 ABOUT = "about"
+PLAN = "plan.json"
+"""Attributes and layout of the file that the chunks beside it belong to."""
 REQUIRED = ("model", "revision", "sites", "groups", "prompts_sha256", "versions", "lineage")
 """Attributes that the writer's caller gives; `axes`, `dtype`, `counts`, `format`, `version`, `complete` are added."""
 AXES = "row layer d_model"
@@ -94,6 +96,41 @@ class ActivationWriter:
         self._layout = {d.run: d for d in layout}
         key = _digest([self._attrs, [asdict(d) for d in layout], dtype, chunk_rows, VERSION])
         self._work = work / f"chunks-{key[:16]}"
+
+    @classmethod
+    def whole(cls, path: Path, work: Path) -> "ActivationWriter | None":
+        """The writer whose chunks are all in `work`, whoever put them there; None while one is missing."""
+        for plan in sorted(work.glob(f"chunks-*/{PLAN}")):
+            writer = cls._planned(path, work, plan)
+            if writer is not None and not any(writer.missing(run) for run in writer.rows):
+                return writer
+        return None
+
+    @classmethod
+    def _planned(cls, path: Path, work: Path, plan: Path) -> "ActivationWriter | None":
+        """The writer that wrote a plan; None when the plan is not the one that its folder is named after."""
+        try:
+            tree = json.loads(plan.read_bytes())
+            layout = [_layout(d) for d in tree["layout"]]
+            writer = cls(path, work, tree["attrs"], layout, tree["dtype"], tree["chunk_rows"])
+        except (ValueError, TypeError, KeyError):
+            return None
+        return writer if writer._work == plan.parent else None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Number of rows per run."""
+        return {run: len(d.rows) for run, d in self._layout.items()}
+
+    def keep_plan(self) -> None:
+        """Leave in `work` what `whole` needs to put the chunks together without a model."""
+        tree = {
+            "attrs": self._attrs,
+            "layout": [asdict(d) for d in self._layout.values()],
+            "dtype": self._dtype,
+            "chunk_rows": self._chunk_rows,
+        }
+        write_bytes(self._work / PLAN, json.dumps(tree, ensure_ascii=False).encode())
 
     def missing(self, run: str) -> list[range]:
         """Rows of the chunks that are still to be put, in order."""
@@ -423,6 +460,13 @@ def _decoded(stored: NDArray[Any], dtype: Dtype) -> NDArray[np.float32]:
     if dtype != "bfloat16":
         return stored.astype(np.float32)
     return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def _layout(tree: Mapping[str, Any]) -> Dataset:
+    """A `Dataset` as JSON gives it back: lists for tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+    fields["columns"] = {name: tuple(texts) for name, texts in tree["columns"].items()}
+    return Dataset(**fields)
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pathlib import Path
 def atomic_path(path: Path) -> Generator[Path]:
     """A hidden name in the target's folder, renamed onto `path` only after a clean exit and an fsync."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # pids repeat among hosts
     try:
         yield tmp
         _fsync(tmp)
