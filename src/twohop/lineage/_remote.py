@@ -8,11 +8,11 @@ DVC does the transport. What it leaves out is done around it:
   A stage comes whole or not at all; its bytes are compared with dvc.lock and with its lineage record.
 """
 
-import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from twohop.errors import ArtifactError
@@ -198,21 +198,21 @@ def _check_out(s: Session, artifacts: Sequence[Artifact], force: bool) -> None:
 def _compare_with_records(artifacts: Sequence[Artifact]) -> dict[Artifact, str]:
     """Artifacts whose bytes are not the ones that their lineage record names (A1)."""
     faults: dict[Artifact, str] = {}
-    for artifact in artifacts:
-        path = Path(artifact.path)
+    for folder, group in groupby(artifacts, lambda a: Path(a.path).parent):
         try:
-            recorded = _recorded(path.parent / RECORD).get(path.name)
+            recorded = _recorded(folder / RECORD)
         except ArtifactError as error:
-            faults[artifact] = error.what
+            faults |= dict.fromkeys(group, error.what)
             continue
-        if recorded is not None and recorded != _sha256(path):
-            faults[artifact] = _FOREIGN
+        for artifact in group:
+            path = Path(artifact.path)
+            if path.name in recorded and recorded[path.name] != _sha256(path):
+                faults[artifact] = _FOREIGN
     return faults
 
 
-@functools.lru_cache(maxsize=4)
 def _recorded(record: Path) -> dict[str, str]:
-    """File name -> sha256; artifacts of a folder come one after the other."""
+    """File name -> sha256."""
     return {Path(o.path).name: o.sha256 for o in read_record(record).outputs} if record.exists() else {}
 
 
