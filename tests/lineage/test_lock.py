@@ -57,6 +57,16 @@ def test_c02_the_lock_of_a_killed_run_is_taken_over(root: Path) -> None:
     assert is_free(root)
 
 
+def test_k01_a_lock_of_another_host_is_named_with_its_file(root: Path) -> None:
+    entry = {"pid": 1, "started": 0.0, "cmd": "snakemake", "host": "elsewhere"}
+    (root / ".cache/twohop").mkdir(parents=True)
+    (root / ".cache/twohop/run.lock").write_text(json.dumps({"owner": entry, "runner": entry}))
+    with pytest.raises(LockedError, match="process 1 on host elsewhere") as caught:
+        acquire(root)
+    assert caught.value.where.endswith("run.lock")
+    assert "if elsewhere is gone, delete that file" in caught.value.todo
+
+
 def test_k03_dvc_is_told_which_process_is_busy(root: Path) -> None:
     with _holder(root) as first:
         table = json.loads((root / ".dvc/tmp/rwlock").read_text())

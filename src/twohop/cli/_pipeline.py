@@ -86,6 +86,7 @@ def _sync(args: Arguments) -> None:
     from twohop.lineage import adopt, commit
 
     if args.direction == "both":
+        _hash_code(args)
         _show_sync()
     elif args.direction == "adopt":
         outcome = adopt()

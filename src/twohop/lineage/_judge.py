@@ -160,7 +160,6 @@ def rehash(stages: Iterable[Any]) -> list[str]:
     for out in (o for s in stages for o in s.outs if o.hash_info and o.exists and not o.hash_info.isdir):
         path = Path(out.fs_path)
         if file_md5(str(path), out.fs) != out.hash_info.value:
-            if not out.status():
-                path.touch()
+            path.touch()
             wrong.append(str(path.relative_to(Path.cwd())))
     return wrong

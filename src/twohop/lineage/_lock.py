@@ -118,6 +118,13 @@ def _drop_snakemake_locks(root: Path) -> None:
 
 
 def _locked(root: Path, holder: dict[str, Any]) -> LockedError:
+    host = holder.get("host", socket.gethostname())
+    if host != socket.gethostname():  # its process cannot be looked at from here
+        return LockedError(
+            f"another run works here: process {holder.get('pid')} on host {host}: {holder.get('cmd')}",
+            str(root / STATE / "run.lock"),
+            f"wait until it has ended, or stop it; if {host} is gone, delete that file; nothing was changed",
+        )
     return LockedError(
         f"another run works here: process {holder.get('pid')}: {holder.get('cmd')}",
         str(root),

@@ -18,8 +18,20 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from twohop import analysis
-from twohop.analysis import Pair, Plan, Planner, SpanScores
+from twohop.analysis import (
+    Pair,
+    Plan,
+    Planner,
+    SpanScores,
+    choose_pair,
+    grade,
+    patching_sets,
+    sample_sets,
+    span_mask,
+    stratified_sample,
+    summarise_outcomes,
+    wrong_donors,
+)
 from twohop.config import PatchActivations
 from twohop.data import open_pictures
 from twohop.models import Batch, Model, Patch, Prompt, Site, open_model
@@ -109,7 +121,7 @@ class _Bench:
 
     def grade(self, answer: str, question_id: str) -> str | None:
         """The alias of this question's answer that the answer holds."""
-        return analysis.grade(answer, self.questions[question_id]["answer_aliases"])
+        return grade(answer, self.questions[question_id]["answer_aliases"])
 
 
 def run(job: Job) -> Summary:
@@ -133,7 +145,7 @@ def _bench(
 ) -> _Bench:
     questions = read_table(job.input("questions"), schemas.QUESTIONS)
     backbone_answers = read_table(job.input("backbone_answers"), schemas.ANSWERS)
-    every = analysis.patching_sets(
+    every = patching_sets(
         questions,
         backbone_answers,
         read_table(job.input("answers"), schemas.ANSWERS),
@@ -141,7 +153,7 @@ def _bench(
     )
     named = set(backbone.rows("text")) & set(own.rows("text"))
     every = every.filter(pl.col("question_id").is_in(sorted(named)))
-    sets = analysis.sample_sets(every, params.max_examples, params.seed)
+    sets = sample_sets(every, params.max_examples, params.seed)
     available = {name: every.filter(pl.col("set") == name).height for name in ("lost", "kept")}
     log.info("%d lost and %d kept questions, %d drawn", available["lost"], available["kept"], sets.height)
     known = backbone_answers.filter((pl.col("condition") == "text") & pl.col("correct"))["question_id"].to_list()
@@ -158,7 +170,7 @@ def _bench(
             q["question_id"]: Prompt(q["before"], None, q["after"], features[q["picture_id"]])
             for q in sets.iter_rows(named=True)
         },
-        wrong=analysis.wrong_donors(sets, questions, set(known) & named, params.seed),
+        wrong=wrong_donors(sets, questions, set(known) & named, params.seed),
         available=available,
     )
 
@@ -169,7 +181,7 @@ def _outcomes(bench: _Bench) -> pl.DataFrame:
     parts += [_finished(bench, name, lambda plans=plans: _answer(bench, plans)) for name, plans in _units(bench)]
     pairs = _back_pairs(bench)
     tried = _finished(bench, "back_patch-lost", lambda: _answer_back(bench, bench.ids("lost"), pairs))
-    pair = analysis.choose_pair(tried.filter(pl.col("split") == "dev"), pairs)
+    pair = choose_pair(tried.filter(pl.col("split") == "dev"), pairs)
     parts.append(tried)
     if pair is not None:
         name = f"back_patch-kept-{pair[0]}-{pair[1]}"
@@ -200,7 +212,7 @@ def _units(bench: _Bench) -> Iterator[tuple[str, list[Plan]]]:
     lost = bench.ids("lost")
     wrong = [(i, bench.wrong[i]) for i in lost if i in bench.wrong]
     yield "wrong_entity-lost", [planner.heuristic(i, "wrong_entity", donor) for i, donor in wrong]
-    swept = analysis.stratified_sample(
+    swept = stratified_sample(
         [bench.questions[i]["relation"] for i in lost], bench.params.sweep_examples, bench.params.seed
     )
     for layers in _sweep_layers(bench):
@@ -259,7 +271,7 @@ def _patches(bench: _Bench, plans: Sequence[Plan], batch: Batch) -> list[Patch]:
             for span, p in zip(batch.spans, plans, strict=True)
         ]
         values = [bench.donors.values(p, layer) for p, here in zip(plans, reached, strict=True) if here]
-        where = analysis.span_mask(starts, [p.span_length for p in plans], seq)
+        where = span_mask(starts, [p.span_length for p in plans], seq)
         if values:
             patches.append(Patch(Site("mlp_write", layer), where, torch.cat(values)))
     return patches
@@ -313,7 +325,7 @@ def _outcome(bench: _Bench, plan: Plan, answer: str) -> dict[str, Any]:
 
 def _metrics(bench: _Bench, outcomes: pl.DataFrame) -> dict[str, object]:
     entities = bench.sets.select("question_id", "entity_id")
-    summary = analysis.summarise_outcomes(
+    summary = summarise_outcomes(
         outcomes.join(entities, on="question_id"), _back_pairs(bench), bench.params.n_boot, bench.params.seed
     )
     plain = outcomes.filter(pl.col("intervention") == "none").select("question_id", "set", "answer_text", "correct")

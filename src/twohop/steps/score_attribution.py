@@ -16,8 +16,17 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from twohop import analysis
-from twohop.analysis import Contrast, Runner, select_run
+from twohop.analysis import (
+    Contrast,
+    Runner,
+    attribute,
+    correlate,
+    group_scores,
+    patch_nodes,
+    select_run,
+    stratified_sample,
+    summarise_run,
+)
 from twohop.config import ScoreAttribution
 from twohop.data import open_pictures
 from twohop.errors import DataError
@@ -98,7 +107,7 @@ def _draw(questions: pl.DataFrame, params: ScoreAttribution) -> pl.DataFrame:
     twinned = questions.filter(pl.col("corrupted_id").is_not_null()).sort("question_id")
     if twinned.is_empty():
         raise DataError("no question has a corrupted twin", "questions", "curate more entities, then build_questions")
-    return twinned[analysis.stratified_sample(twinned["relation"].to_list(), params.max_examples, params.seed)]
+    return twinned[stratified_sample(twinned["relation"].to_list(), params.max_examples, params.seed)]
 
 
 def _runs(job: Job, model: Model, questions: pl.DataFrame, drawn: pl.DataFrame) -> Sequence[_Twins]:
@@ -130,9 +139,9 @@ def _score(runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, para
     for index, batch in model.batches(twins.clean, params.batch):
         other = model.batch([twins.corrupted[i] for i in index])
         contrast = Contrast(twins.contrast.clean[index], twins.contrast.corrupted[index])
-        found = analysis.attribute(runner, batch, other, contrast, _sites(model), EMBEDDING, params.steps)
+        found = attribute(runner, batch, other, contrast, _sites(model), EMBEDDING, params.steps)
         ids = [twins.question_ids[i] for i in index]
-        nodes.append(_node_rows(ids, analysis.group_scores(found.positions, batch.groups)))
+        nodes.append(_node_rows(ids, group_scores(found.positions, batch.groups)))
         if twins.run == "image":
             spans.append(_span_rows(ids, batch, found.positions))
         clean += _floats(found.clean_metric)
@@ -186,7 +195,7 @@ def _validate(
         groups = {g: m[0] for g, m in model.batch([twins.clean[i]]).groups.items() if bool(m.any())}
         chosen = [(site, group) for site in sites for group in groups]
         activations = model.run(model.batch([twins.corrupted[i]]), capture=sites).activations
-        changes = analysis.patch_nodes(
+        changes = patch_nodes(
             runner,
             lambda n, i=i: model.batch([twins.clean[i]] * n),
             activations,
@@ -207,10 +216,10 @@ def _metrics(
     agreement: dict[str, object] = {}
     for kind in KINDS:
         part = checked.filter(pl.col("kind") == kind)
-        pair = analysis.correlate(part["attributed"].to_numpy(), part["patched"].to_numpy())
+        pair = correlate(part["attributed"].to_numpy(), part["patched"].to_numpy())
         agreement[kind] = {**pair, "n": part.height}
     return {
-        **analysis.summarise_run(scores, run, n_layers),
+        **summarise_run(scores, run, n_layers),
         "validation": agreement,
         "clean_metric": scored.clean_metric,
         "corrupted_metric": scored.corrupted_metric,
