@@ -82,7 +82,18 @@ def new_tree(root: Path) -> Tree:
 
 def commit(tree: Tree) -> None:
     tree.run("git", "add", "-A", check=True)
-    tree.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "state", check=True)
+    tree.run(
+        "git",
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "--allow-empty",
+        "-qm",
+        "state",
+        check=True,
+    )
 
 
 def _once(base: Path, name: str, words: Sequence[str]) -> Tree:
