@@ -369,8 +369,10 @@ def _hit(run: "subprocess.Popen[bytes]", what: signal.Signals) -> None:
 def two_at_once(trees: Trees) -> Said:
     """A second run beside the first, each way round: a clear refusal, nothing changed."""
     tree = trees.finished()
-    tree.edit(*L2)
-    for first in (["snakemake", "--cores", "all"], ["dvc", "repro"]):
+    now = "[0.1]"
+    for first, new in ((["snakemake", "--cores", "all"], "[0.2]"), (["dvc", "repro"], "[0.3]")):
+        tree.edit("params.yaml", f"l2: {now}", f"l2: {new}")
+        now = new
         shutil.rmtree(tree.root / ".snakemake/incomplete", ignore_errors=True)
         run = tree.start(*first)
         wait_for(tree.root / ".snakemake/incomplete")
@@ -381,7 +383,6 @@ def two_at_once(trees: Trees) -> Said:
             assert "Traceback" not in done.stderr
         assert run.wait(600) == 0
         both_clean(tree)
-        tree.edit("params.yaml", "l2: [0.2]", "l2: [0.3]")
     return "refused: another run works here: process N", "refused: busy, PID N"
 
 
@@ -403,6 +404,7 @@ def full_disk(trees: Trees) -> Said:
     finally:
         subprocess.run(["umount", folder], check=True)
     tree.snakemake(target)
+    assert ran(tree.snakemake()) <= {"render_report"}  # which names the run that made each file
     both_clean(tree)
     return "the disk is full; the same command went on", CLEAN
 

@@ -92,7 +92,7 @@ def _verdict(stage: Any, makers: Mapping[str, Any], found: Mapping[str, Verdict]
             reasons += _lost(dep, makers, found) if dep in absent else _changed(dep)
         reasons += [f"output {out} differs from dvc.lock" for out in stage.outs if out.exists and out.status()]
     partial = any(dep in absent or _is_partial(dep, makers, found) for dep in stage.deps)
-    return Verdict(stage.addressing, locked, all(o.exists for o in stage.outs), tuple(reasons), partial)
+    return Verdict(stage.addressing, locked, all(o.exists for o in stage.outs), tuple(dict.fromkeys(reasons)), partial)
 
 
 def _is_partial(dep: Any, makers: Mapping[str, Any], found: Mapping[str, Verdict]) -> bool:
