@@ -2,7 +2,7 @@
 
 from twohop.lineage._check import Fault, check_cache, differences, find_stale, verify
 from twohop.lineage._closure import closure, libraries, project_closure, source_root
-from twohop.lineage._code import CODE_FILE, code_digest, code_digests, step_code, step_codes, write_code_file
+from twohop.lineage._code import CODE_FILE, code_digest, step_code, step_codes, write_code_file
 from twohop.lineage._diff import Cause, Change, Difference, InputChange, diff, record_at, resolve_any
 from twohop.lineage._dvc import check_fingerprint, dvc_yaml, fingerprint
 from twohop.lineage._lock import LockedError, acquire, free_dvc, is_free, occupy_dvc, release, step_of_run
@@ -94,7 +94,6 @@ __all__ = [
     "check_unaltered",
     "closure",
     "code_digest",
-    "code_digests",
     "commit",
     "describe",
     "diff",

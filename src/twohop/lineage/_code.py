@@ -12,7 +12,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -71,11 +71,6 @@ def code_digest(file: Path) -> str:
     except OSError as error:
         raise TwohopError(f"cannot read source code: {error.strerror}", str(file), "restore the file") from None
     return _python(data, str(file)) if file.suffix == ".py" else hashlib.sha256(data).hexdigest()
-
-
-def code_digests(files: Iterable[str | Path]) -> dict[str, str]:
-    """`code_digest` of several files, by path, in the order of the paths."""
-    return {str(f): code_digest(Path(f)) for f in sorted(map(str, files))}
 
 
 @functools.lru_cache(maxsize=1024)

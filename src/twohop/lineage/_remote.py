@@ -8,7 +8,6 @@ DVC does the transport. What it leaves out is done around it:
   A stage comes whole or not at all; its bytes are compared with dvc.lock and with its lineage record.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from twohop.lineage._objects import (
     session,
     stages_of,
 )
-from twohop.lineage._records import RECORD, read_record
+from twohop.lineage._records import RECORD, read_record, sha256
 
 READ_ONLY = ("http", "webhdfs")
 """Protocols that a remote is only read by."""
@@ -206,7 +205,7 @@ def _compare_with_records(artifacts: Sequence[Artifact]) -> dict[Artifact, str]:
             continue
         for artifact in group:
             path = Path(artifact.path)
-            if path.name in recorded and recorded[path.name] != _sha256(path):
+            if path.name in recorded and recorded[path.name] != sha256(path):
                 faults[artifact] = _FOREIGN
     return faults
 
@@ -214,11 +213,6 @@ def _compare_with_records(artifacts: Sequence[Artifact]) -> dict[Artifact, str]:
 def _recorded(record: Path) -> dict[str, str]:
     """File name -> sha256."""
     return {Path(o.path).name: o.sha256 for o in read_record(record).outputs} if record.exists() else {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _not_pulled(s: Session, faults: Faults) -> RemoteError:

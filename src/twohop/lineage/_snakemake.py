@@ -159,10 +159,6 @@ class Graph:
         parts = {str(f) for level in found for j in level if j.rule.name in helpers for f in j.output}
         self.jobs = _in_order([_job(j, parts) for level in found for j in level if j.rule.name not in helpers])
 
-    def stages(self) -> dict[str, RuleJob]:
-        """Jobs by stage address, producers before consumers."""
-        return {j.stage: j for j in self.jobs}
-
     def needs_run(self, job: RuleJob) -> bool:
         """Whether Snakemake would run the job now."""
         return self._workflow.dag.needrun(job.handle)
