@@ -1,6 +1,8 @@
 """One run per tree; a lock dies with its process."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from twohop.lineage import LockedError, acquire, free_dvc, is_free, occupy_dvc, release
+from twohop.lineage._lock import WATCH
 
 HOLD = """
     import sys, time
@@ -110,3 +113,40 @@ def test_c01_a_step_ends_soon_after_its_run_is_killed(root: Path) -> None:
     release(root)
     assert time.monotonic() - started < 15
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+
+
+@pytest.fixture
+def dead() -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process
+
+
+def test_c01_stage_of_a_dvc_that_was_killed_does_not_start(
+    root: Path, dead: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(WATCH, raising=False)
+    monkeypatch.setenv("DVC_STAGE", "curate_entities")
+    (root / ".dvc/tmp").mkdir()
+    table = {"write": {str(root / "results"): {"pid": dead.pid, "cmd": "dvc repro"}}}
+    (root / ".dvc/tmp/rwlock").write_text(json.dumps(table))
+    with pytest.raises(LockedError, match="the dvc that started this stage has ended"):
+        acquire(root)
+    assert is_free(root)
+
+
+def test_c01_stage_of_a_living_dvc_starts_whatever_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WATCH, raising=False)
+    monkeypatch.setenv("DVC_STAGE", "curate_entities")
+    (root / ".dvc/tmp").mkdir()
+    table = {"write": {str(root / "results"): {"pid": os.getppid(), "cmd": "a program that uses dvc's Python API"}}}
+    (root / ".dvc/tmp/rwlock").write_text(json.dumps(table))
+    acquire(root)
+    release(root)
+
+
+def test_c01_runner_whose_starter_was_killed_ends(root: Path, dead: "subprocess.Popen[bytes]") -> None:
+    env = {**os.environ, "DVC_STAGE": "curate_entities", WATCH: f"{socket.gethostname()}:{dead.pid}:0.0"}
+    late = subprocess.run([sys.executable, "-c", textwrap.dedent(HOLD), str(root)], env=env, timeout=30, check=False)
+    assert late.returncode == 143
+    assert is_free(root)

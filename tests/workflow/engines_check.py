@@ -7,6 +7,7 @@ import argparse
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only scenarios whose description holds one of these")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments of the kills")
     args = parser.parse_args()
+    # started by a shell in the background (`make engines-check &`), this program and all below it would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="twohop-engines-", ignore_cleanup_errors=True) as folder:
         trees = _trees(Path(folder), args.seed)
         wanted = [s for s in all_scenarios() if _chosen(s.__doc__ or "", args.words)]

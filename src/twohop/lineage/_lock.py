@@ -37,9 +37,14 @@ def acquire(root: Path) -> None:
     """Take the tree's lock for this process, and give it back when the process ends.
 
     Raises:
-        LockedError: a live run holds it; nothing was changed.
+        LockedError: a live run holds it, or the DVC that asked for this is gone; nothing was changed.
     """
+    above = _process_above()
+    if above is not None:
+        _watch(*above)  # first of all: it may have been killed before this process could look for it
     owner = dvc_above() or psutil.Process()
+    if above is None and owner.pid == os.getpid() and _is_orphan(root):
+        raise LockedError("the dvc that started this stage has ended", str(root), "repeat your command")
     (root / STATE).mkdir(parents=True, exist_ok=True)
     _take(root, owner)
     _wait_for_steps(root)
@@ -69,9 +74,9 @@ def release(root: Path) -> None:
 @contextlib.contextmanager
 def step_of_run(root: Path) -> Generator[None]:
     """What a step's process does: it ends when its run is killed, and a new run waits until it has ended."""
-    word = os.environ.get(WATCH, "").split(":")
-    if len(word) == 3 and word[0] == socket.gethostname():
-        _watch(int(word[1]), float(word[2]))
+    above = _process_above()
+    if above is not None:
+        _watch(*above)
     (root / STATE).mkdir(parents=True, exist_ok=True)
     with (root / STATE / "steps.lock").open("a") as f:
         fcntl.flock(f, fcntl.LOCK_SH)
@@ -184,6 +189,21 @@ def dvc_above() -> psutil.Process | None:
         if any(Path(w).name == "dvc" for w in parent.cmdline()[:4]):
             return parent
     return None
+
+
+def _is_orphan(root: Path) -> bool:
+    """Whether this is a stage whose DVC was killed: DVC's table names whoever runs a stage, and none is above us."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    if "DVC_STAGE" not in os.environ or not path.exists():
+        return False
+    holders = {info["pid"] for info in read_state(path).get("write", {}).values()}
+    return bool(holders) and holders.isdisjoint(_ancestors())
+
+
+def _process_above() -> tuple[int, float] | None:
+    """Number and start time of the process of this run that started this one; None at its top, or on another host."""
+    word = os.environ.get(WATCH, "").split(":")
+    return (int(word[1]), float(word[2])) if len(word) == 3 and word[0] == socket.gethostname() else None
 
 
 def _watch_word(process: psutil.Process) -> str:
