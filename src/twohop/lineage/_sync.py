@@ -162,12 +162,14 @@ def _locked_stages() -> Iterable[dict[str, Any]]:
 
 
 def in_step() -> bool:
-    """Whether every file that dvc.lock names has the time and size that the last commit saw."""
+    """Whether the results and every file that dvc.lock names have the times and sizes that the last commit saw."""
     return read_state(_STAMP).get("digest") == _digest()
 
 
 def _digest() -> str:
     names = {e["path"] for s in _locked_stages() for e in [*s.get("deps", []), *s.get("outs", [])]}
+    # a run that was killed may have left dvc.lock with a few stages only: what it does not name counts as well
+    names |= {str(p) for p in Path("results").rglob("*") if not p.is_dir()}
     return digest_of([[n, _stat(Path(n))] for n in sorted(names)] + [_question(), _source()])
 
 
