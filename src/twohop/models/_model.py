@@ -183,8 +183,9 @@ class Model:
     def answer_logprobs(
         self, batch: Batch, answers: Sequence[Sequence[str]], patches: Sequence[Patch] = ()
     ) -> list[list[float]]:
-        """log P(" answer" | prompt) of each row's own answers, in nats, summed over an answer's tokens (teacher-forced).
+        """log P(" answer" | prompt) of each row's own answers, in nats, summed over an answer's tokens.
 
+        Teacher-forced: an answer's tokens are given, none is written.
         Patches act at the prompt's positions only, as in `generate`.
 
         Raises:
