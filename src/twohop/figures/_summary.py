@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from twohop.analysis._degradation import GATES, degradation, pair_answers
-from twohop.analysis._patching import Pair, summarise_outcomes
+from twohop.analysis._outcomes import summarise_outcomes
+from twohop.analysis._patching import Pair
 from twohop.analysis._probing import first_near_maximum
 from twohop.analysis._profiles import compare_profiles, correlate, summarise_run
 from twohop.analysis._recovery import closed_share
