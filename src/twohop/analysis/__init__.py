@@ -17,7 +17,7 @@ from twohop.analysis._patching import (
 )
 from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
 from twohop.analysis._profiles import compare_profiles, correlate, select_run, summarise_run
-from twohop.analysis._recovery import closed_share, continue_with, cut_name
+from twohop.analysis._recovery import beside_patch, closed_share, continue_with, cut_name
 from twohop.analysis._sampling import stratified_sample
 from twohop.analysis._statistics import Interval, accuracy, bootstrap, entity_sums, holm, mcnemar, ratio, share, wilson
 
@@ -35,6 +35,7 @@ __all__ = [
     "TrainingSet",
     "accuracy",
     "attribute",
+    "beside_patch",
     "bootstrap",
     "choose_pair",
     "closed_share",

@@ -82,7 +82,7 @@ def summarise_outcomes(outcomes: pl.DataFrame, pairs: Sequence[Pair], n_boot: in
     plain = lost.filter(~pl.col("intervention").is_in(PLAIN))
     heuristic, random = (lost.filter(pl.col("intervention") == name) for name in ("heuristic", "random"))
     back = _back_patch(lost.filter(pl.col("intervention") == "back_patch"), pairs, n_boot, seed)
-    swept = outcomes.filter(pl.col("intervention") == "sweep")
+    swept = outcomes.filter((pl.col("intervention") == "sweep") & (pl.col("set") == "lost"))
     return {
         "n_lost": lost["question_id"].n_unique(),
         "n_kept": kept["question_id"].n_unique(),

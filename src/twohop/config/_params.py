@@ -105,11 +105,12 @@ def _picture_problems(p: Params) -> Iterator[str]:
 
 
 def _analysis_problems(p: Params) -> Iterator[str]:
-    for site, reader in (("resid_post", "train_probes"), ("mlp_write", "patch_activations")):
+    readers = {"resid_post": "train_probes", "mlp_write": "patch_activations"}
+    for site, reader in readers.items():
         if site not in p.extract_activations.sites:
             yield f"extract_activations.sites: lacks {site}, which {reader} reads"
     for i, site in enumerate(p.patch_activations.sweep_sites):
-        if site not in p.extract_activations.sites:
+        if site not in (*p.extract_activations.sites, *readers):
             yield f"patch_activations.sweep_sites[{i}]: is {site!r}; allowed: one of extract_activations.sites"
     if p.patch_activations.grid_examples > p.patch_activations.sweep_examples:
         yield "patch_activations.grid_examples: is more than sweep_examples, of which they are the first"
