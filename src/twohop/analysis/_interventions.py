@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from twohop.errors import DataError
 
@@ -65,16 +65,17 @@ class Intervention:
             DataError: the text is no record of an intervention.
         """
         try:
-            raw = json.loads(text)
+            raw: dict[str, Any] = json.loads(text)
             known = {f.name for f in fields(cls)}
             if set(raw) != known:
                 raise ValueError(f"keys {sorted(set(raw) ^ known)}")
             if raw["donor"] not in get_args(DonorKind) or raw["site"] not in get_args(SiteName):
                 raise ValueError(f"donor {raw['donor']!r} at site {raw['site']!r}")
-            layers = {k: tuple(int(x) for x in raw[k]) for k in ("donor_layers", "receiver_layers")}
+            for key in ("donor_layers", "receiver_layers"):
+                raw[key] = tuple(int(layer) for layer in raw[key])
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"no record of an intervention: {error}", text[:80]) from error
-        return cls(**{**raw, **layers})
+        return cls(**raw)
 
     @property
     def digest(self) -> str:

@@ -112,7 +112,9 @@ def _broken(kept: pl.DataFrame, n_boot: int, seed: int) -> dict[str, object]:
 def _changes(outcomes: pl.DataFrame, name: str, pair: object, n_boot: int, seed: int) -> dict[str, object]:
     """intervention -> change of log P(right answer)."""
     parts = outcomes.filter(~pl.col("intervention").is_in(PLAIN)).partition_by("intervention", as_dict=True)
-    found = {str(k[0]): mean_change(v, RIGHT, n_boot, seed) for k, v in sorted(parts.items()) if k[0] != "none"}
+    found: dict[str, object] = {
+        str(k[0]): mean_change(v, RIGHT, n_boot, seed) for k, v in sorted(parts.items()) if k[0] != "none"
+    }
     back = outcomes.filter(pl.col("intervention") == "back_patch")
     if name == "lost":
         back = back.filter(pl.col("split") == "test")

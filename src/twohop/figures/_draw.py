@@ -3,6 +3,7 @@
 # (matplotlib types its methods only in part)
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,9 @@ def draw_layer_sweep(study: Study, summary: Record) -> Figure:
     images = [_sweep_map(ax, cells, limit or 1.0) for ax, cells in zip(maps, grids.values(), strict=True)]
     for ax, (model, cells) in zip(maps, grids.items(), strict=True):
         ax.set_title(f"{model} (n = {cells[0]['n_questions']})", color=colour(study, model))
+    for before, ax in pairwise(maps):
+        if [t.get_text() for t in before.get_yticklabels()] == [t.get_text() for t in ax.get_yticklabels()]:
+            ax.tick_params(labelleft=False)
     if images:
         figure.colorbar(images[-1], ax=maps, label="mean change of log P(right answer), nats", shrink=0.9)
     return figure
@@ -224,8 +228,8 @@ def _sweep_curves(ax: Axes, study: Study, summary: Record) -> None:
         x, shade = [p["layers"] for p in points], colour(study, model)
         ax.plot(x, [p["value"] for p in points], "o-", color=shade, label=f"{model} (n = {points[0]['n_questions']})")
         _band(ax, x, points, shade)
-    ax.set(xlabel="layers of the backbone's MLPs that are written, from the first")
-    ax.set_title("Lost facts that come back, by depth of the patch")
+    ax.set(xlabel="layers written (backbone's MLPs), from the first")
+    ax.set_title("Lost facts that come back")
     look.percent_axis(ax, "y", "recovered")
     ax.set_xticks(sorted({p["layers"] for points in sweeps.values() for p in points}))
     if sweeps:
@@ -342,7 +346,7 @@ def _beside_panel(ax: Axes, study: Study, summary: Record, models: list[str]) ->
         for i, name in enumerate(rows):
             if shares.get(name, {}).get("value") is not None:
                 look.dot(ax, i + (j - (len(models) - 1) / 2) * 0.25, shares[name], colour(study, model))
-    ax.set_title("Lost facts that come back: patch and prompts")
+    ax.set_title("The same lost facts: patch, prompts")
     if not measured:
         look.empty(ax)
         return
