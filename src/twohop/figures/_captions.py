@@ -103,7 +103,7 @@ def _best_cells(summary: Record) -> str:
             best = max(cells, key=lambda c: c["value"])
             window = f"layers {best['first_layer']} to {best['last_layer']}"
             where = f"{best['site']} at {SPANS.get(best['span'], best['span'])}, {window}"
-            parts.append(f"{model} {where}: {w.nats(best)} nats, the best of {len(cells)} cells")
+            parts.append(f"{model} {where}: {w.nats(best)} nats, the best cell")
     if not parts:
         return ""
     return (
