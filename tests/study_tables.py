@@ -145,8 +145,15 @@ class _Maker:
             {"intervention": i} for i in ("heuristic", "own_text", "wrong_entity", "mean", "zero", "none")
         ]
         plans += [{"intervention": "random", "seed": s} for s in range(5)]
-        plans += [{"intervention": "back_patch", "from_layer": a, "layers": b} for a, b in PAIRS]
-        plans += [{"intervention": "sweep", "layers": n} for n in (1, 2, 4)]
+        plans += [{"intervention": "back_patch", "from_layer": a, "first_layer": b, "last_layer": b} for a, b in PAIRS]
+        plans += [
+            {"intervention": "sweep", "site": site, "span": span, "first_layer": a, "last_layer": b, "correct": None}
+            for site in ("mlp_write", "resid_post")
+            for span in ("heuristic", "random")
+            for a, b in ((0, 0), (0, 3), (3, 3))
+            if (site, span) != ("mlp_write", "heuristic") or a
+        ]
+        plans += [{"intervention": "sweep", "last_layer": n - 1} for n in (1, 2, 4)]
         rows = []
         for i, (e, r) in enumerate(self.asked):
             group = "kept" if self.nothing_lost or i % 2 else "lost"
@@ -160,9 +167,12 @@ class _Maker:
         right = self.rng.random() < (p if group == "lost" else 0.9)
         wrong = plan["intervention"] == "wrong_entity"
         base = {
-            "question_id": f"{entity}/{relation}", "set": group, "split": "dev" if i % 4 == 0 else "test", "seed": 0, "layers": 3,
+            "question_id": f"{entity}/{relation}", "set": group, "split": "dev" if i % 4 == 0 else "test", "seed": 0,
+            "digest": "d", "record": "{}", "site": "mlp_write", "first_layer": 0, "last_layer": 2, "span": "heuristic",
             "from_layer": None, "span_start": 0, "span_length": 2, "answer_text": "x", "correct": right, "matched_alias": None,
             "donor_entity_id": None, "moved_to_donor": (self.rng.random() < 0.5) if wrong else None,
+            "moved_plain": (self.rng.random() < 0.1) if wrong else None, "right_logprob": -2.0 + self.rng.gauss(0.5 * right, 1.0),
+            "right_logprob_plain": -2.0, "donor_logprob": -2.5 if wrong else None, "donor_logprob_plain": -4.0 if wrong else None,
         }  # fmt: skip
         return base | plan
 

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from twohop.analysis import (
     Planner,
     SpanScores,
-    choose_pair,
     patching_sets,
     sample_sets,
     span_mask,
-    summarise_outcomes,
+    windows,
     wrong_donors,
 )
 from twohop.analysis._patching import heuristic_start, random_start
@@ -94,15 +93,18 @@ def test_scores_of_another_prompt_are_refused():
 
 def planner() -> Planner:
     table = spans({("a", 0): [0.0, 1.0, 5.0, 5.0, 0.0]})
-    return Planner(SpanScores(table, 1), {"a": 5, "b": 3}, lambda i: {"a": 2, "long": 9}[i], layers=1, seed=7)
+    lengths = {"a": 2, "long": 9}
+    return Planner(SpanScores(table, 1), {"a": 5, "b": 3}, {"a": 4, "b": 1}, lengths.__getitem__, (0,), seed=7)
 
 
 def test_plans_name_span_donor_and_depth():
     plan = planner().heuristic("a", "heuristic", "a")
-    assert (plan.span_start, plan.span_length, plan.donor_id, plan.layers) == (2, 2, "a", 1)
-    swept = planner().heuristic("a", "sweep", "a", layers=9)
-    assert (swept.span_start, swept.layers) == (2, 9)
-    assert planner().heuristic("a", "zero", "a").donor_id is None
+    assert (plan.span_start, plan.span_length, plan.donor_id, plan.receiver_layers) == (2, 2, "a", (0,))
+    assert (plan.donor, plan.donor_run, plan.site, plan.span) == ("backbone", "text", "mlp_write", "heuristic")
+    swept = planner().heuristic("a", "sweep", "a", (3, 4), "attn_write")
+    assert (swept.span_start, swept.donor_layers, swept.site) == (2, (3, 4), "attn_write")
+    own, mean, zero = (planner().heuristic("a", name, "a") for name in ("own_text", "mean", "zero"))
+    assert [(i.donor, i.donor_id) for i in (own, mean, zero)] == [("own", "a"), ("mean", None), ("zero", None)]
 
 
 def test_name_longer_than_the_prompt_fills_it():
@@ -110,10 +112,31 @@ def test_name_longer_than_the_prompt_fills_it():
     assert (plan.span_start, plan.span_length) == (0, 3)
 
 
+def test_last_image_tokens_are_a_span_within_the_picture():
+    plan = planner().image_last("a", "sweep")
+    assert (plan.span, plan.span_start, plan.span_length) == ("image_last", 2, 2)
+
+
+def test_back_patch_reads_later_and_writes_earlier_over_the_whole_picture():
+    plan = planner().back_patch("a", (8, 2))
+    assert (plan.donor, plan.donor_run, plan.donor_id, plan.site) == ("own", "image", "a", "resid_post")
+    assert (plan.donor_layers, plan.receiver_layers, plan.span_start, plan.span_length) == ((8,), (2,), 0, 4)
+
+
+def test_unchanged_writes_what_it_reads_on_the_whole_prompt():
+    plan = planner().unchanged("a", "mlp_write", (0, 1))
+    assert (plan.donor_layers, plan.receiver_layers, plan.span_length) == ((0, 1), (0, 1), 5)
+
+
 def test_random_plans_differ_between_draws_only():
     starts = [planner().random("a", draw).span_start for draw in range(40)]
     assert set(starts) == {0, 1, 2, 3}
     assert starts == [planner().random("a", draw).span_start for draw in range(40)]
+
+
+def test_windows_are_depths_and_single_layers_without_repeats():
+    assert windows([4, 1, 2, 30], 4) == [(0,), (0, 1), (0, 1, 2, 3), (1,), (3,)]
+    assert windows([9], 4) == []
 
 
 def test_span_mask_marks_each_row():
@@ -219,77 +242,3 @@ def test_wrong_donor_has_another_answer_is_known_and_as_long():
     assert wrong_donors(table[:1], table, known, 0) == {"a/capital": "c/capital"}
     assert wrong_donors(table[:1], table, known - {"c/capital"}, 0) == {"a/capital": "d/capital"}
     assert wrong_donors(table[:1], table, {"a/capital", "b/capital"}, 0) == {}
-
-
-PAIRS = [(8, 2), (12, 4)]
-
-
-def outcome(entity: str, intervention: str, correct: bool, **more: object) -> dict[str, object]:
-    base: dict[str, object] = dict.fromkeys([*schemas.OUTCOMES, "entity_id"])
-    base |= {"question_id": f"{entity}/capital", "entity_id": entity, "set": "lost", "split": "test", "seed": 0}
-    base |= {"layers": 6, "answer_text": "", "span_length": 1}
-    return base | {"intervention": intervention, "correct": correct} | more
-
-
-def outcomes(*rows: dict[str, object]) -> pl.DataFrame:
-    return pl.DataFrame(list(rows), schema={**schemas.OUTCOMES, "entity_id": pl.String})
-
-
-def back(entity: str, pair: tuple[int, int], correct: bool, split: str) -> dict[str, object]:
-    return outcome(entity, "back_patch", correct, from_layer=pair[0], layers=pair[1], split=split)
-
-
-def test_pair_is_chosen_on_dev_and_reported_on_test():
-    rows = [back("d", PAIRS[0], False, "dev"), back("d", PAIRS[1], True, "dev")]
-    rows += [back(e, PAIRS[0], True, "test") for e in "ab"]
-    rows += [back("a", PAIRS[1], False, "test"), back("b", PAIRS[1], False, "test")]
-    rows += [back("c", PAIRS[0], False, "test"), back("c", PAIRS[1], True, "test")]
-    found = summarise_outcomes(outcomes(*rows), PAIRS, 200, 0)["back_patch"]
-    assert found["pair"] == (12, 4)
-    assert found["test"]["value"] == pytest.approx(1 / 3)
-    assert found["oracle_pair"] == (8, 2)
-    assert found["oracle_pair_test"]["value"] == pytest.approx(2 / 3)
-    assert found["oracle_any_pair_test"]["value"] == 1.0
-    assert found["n_dev"] == 1
-
-
-def test_first_of_equal_pairs_is_chosen():
-    rows = [back("d", pair, True, "dev") for pair in PAIRS]
-    assert choose_pair(outcomes(*rows), PAIRS) == PAIRS[0]
-    assert choose_pair(outcomes(*rows), PAIRS[::-1]) == PAIRS[1]
-    assert choose_pair(outcomes(), PAIRS) is None
-
-
-def test_summary_counts_what_was_recovered_broken_and_moved():
-    rows = [outcome(e, "heuristic", e in "ab") for e in "abcd"]
-    rows += [outcome(e, "random", e == "a", seed=s) for e in "abcd" for s in range(5)]
-    rows += [outcome(e, "heuristic", e == "x", set="kept") for e in "xy"]
-    rows += [outcome(e, "wrong_entity", False, moved_to_donor=e == "a") for e in "abcd"]
-    rows += [outcome(e, "sweep", n == 2, layers=n) for e in "ab" for n in (1, 2)]
-    found = summarise_outcomes(outcomes(*rows), PAIRS, 500, 0)
-    assert found["n_lost"] == 4
-    assert found["n_kept"] == 2
-    recovered = found["recovered"]["heuristic"]
-    assert recovered["value"] == 0.5
-    assert 0 <= recovered["low"] < 0.5 < recovered["high"] <= 1
-    assert (recovered["n_entities"], recovered["n_questions"], recovered["n_answers"]) == (4, 4, 4)
-    random = found["recovered"]["random"]
-    assert (random["value"], random["n_questions"], random["n_answers"]) == (0.25, 4, 20)
-    assert found["broken"]["heuristic"]["value"] == 0.5
-    assert found["heuristic_minus_random"]["value"] == 0.25
-    assert found["moved_to_donor"]["value"] == 0.25
-    assert [(s["layers"], s["value"]) for s in found["sweep"]] == [(1, 0.0), (2, 1.0)]
-
-
-def test_paired_difference_is_surer_than_its_parts():
-    rows = [outcome(f"e{i}", name, i % 2 == 0) for i in range(30) for name in ("heuristic", "random")]
-    found = summarise_outcomes(outcomes(*rows), PAIRS, 500, 0)["heuristic_minus_random"]
-    assert (found["value"], found["low"], found["high"]) == (0.0, 0.0, 0.0)
-
-
-def test_no_outcomes_at_all_give_counts_of_zero():
-    found = summarise_outcomes(outcomes(), PAIRS, 200, 0)
-    assert (found["n_lost"], found["n_kept"], found["recovered"], found["sweep"]) == (0, 0, {}, [])
-    assert found["back_patch"]["pair"] is None
-    assert found["back_patch"]["test"]["value"] is None
-    assert found["heuristic_minus_random"]["value"] is None

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from twohop.analysis import closed_share, continue_with, cut_name
+from twohop.analysis import beside_patch, closed_share, continue_with, cut_name
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,32 @@ def test_no_degradation_means_nothing_to_close() -> None:
     shaky = closed_share(_recovered(30, 35), _backbone(31), "x", 500, 0)
     assert shaky.value == pytest.approx(5)
     assert shaky.low is None
+
+
+def _patched(right: dict[str, bool]) -> pl.DataFrame:
+    rows = [
+        {"question_id": q, "intervention": "heuristic", "set": "lost", "correct": ok, "answer_text": ""}
+        for q, ok in right.items()
+    ]
+    other = [{**rows[0], "set": "kept", "question_id": "q9"}, {**rows[0], "intervention": "random"}]
+    return pl.DataFrame(rows + other)
+
+
+def test_prompt_and_patch_are_compared_on_the_same_lost_facts() -> None:
+    # the prompt is right on q0..q5; the patch was tried on q0..q7 and is right on q4..q6
+    found = beside_patch(_recovered(0, 6, 10), _patched({f"q{i}": i in (4, 5, 6) for i in range(8)}), "x", 300, 0)
+    assert (found["both"], found["only_prompt"], found["only_patch"], found["neither"]) == (2, 4, 1, 1)
+    assert found["n_questions"] == found["prompt"]["n_questions"] == 8
+    assert (found["prompt"]["value"], found["patch"]["value"]) == (6 / 8, 3 / 8)
+    assert found["difference"]["value"] == pytest.approx(3 / 8)
+    assert found["difference"]["low"] < 3 / 8 < found["difference"]["high"]
+
+
+def test_prompt_and_patch_that_agree_everywhere_do_not_differ() -> None:
+    found = beside_patch(_recovered(0, 3, 8), _patched({f"q{i}": i < 3 for i in range(8)}), "x", 300, 0)
+    assert [found["difference"][k] for k in ("value", "low", "high")] == [0.0, 0.0, 0.0]
+
+
+def test_without_a_lost_fact_nothing_is_compared() -> None:
+    found = beside_patch(_recovered(0, 3, 8), _patched({"elsewhere": True}), "x", 300, 0)
+    assert (found["n_questions"], found["both"], found["prompt"]["value"]) == (0, 0, None)

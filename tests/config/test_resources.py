@@ -19,7 +19,7 @@ MEASURED_MB = {
     "run_benchmark": 1711,
     "extract_activations": 1744,
     "score_attribution": 2262,
-    "patch_activations": 1506,
+    "patch_activations": 1554,
     "train_probes": 523,
     "recover_recall": 1631,
 }

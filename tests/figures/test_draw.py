@@ -88,3 +88,20 @@ def test_a_study_of_nobody_recognised(study):
     summary = summarise(blank, [(a, b) for a, b in PAIRS], 100, 0)
     assert summary["accuracy"]["late"]["image"]["recognised"]["value"] is None
     assert "n/a" in words(drawn("benchmark", blank, summary))
+
+
+def test_sweep_maps_have_a_row_per_site_span_and_window(study, summary):
+    figure = styled(lambda: FIGURES["layer_sweep"](study, summary))
+    _, late, *_ = figure.axes
+    rows = [t.get_text() for t in late.get_yticklabels()]
+    assert len(rows) == 2 * 2 * 2
+    assert "resid_post, random span, layer alone" in rows
+    (image,) = late.get_images()
+    values = {(c["site"], c["span"], c["first_layer"], c["last_layer"]): c["value"] for c in cells_of(summary)}
+    row = rows.index("resid_post, random span, layer alone")
+    assert image.get_array()[row].tolist()[0] == values["resid_post", "random", 0, 0]
+    assert image.get_array()[row].tolist()[-1] == values["resid_post", "random", 3, 3]
+
+
+def cells_of(summary):
+    return summary["patching"]["late"]["grid"]

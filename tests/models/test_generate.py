@@ -1,5 +1,7 @@
 """Greedy answers and name ranking against the slow, plain way to get them."""
 
+import contextlib
+
 import pytest
 import torch
 from tiny_models import Case, case
@@ -36,6 +38,24 @@ def prompts(model: Model) -> list[Prompt]:
     return [Prompt("Consider the country ", None, t, p) for t, p in zip(texts, seen.to(model.dtype), strict=True)]
 
 
+@contextlib.contextmanager
+def written(model: Model, span: tuple[int, int], patch: tuple[Site, float] | None):
+    """A hook of its own that overwrites a site on [start, end) of a batch of one row."""
+    if patch is None:
+        yield
+        return
+    site, value = patch
+
+    def hook(_module: object, _args: object, out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out[:, span[0] : span[1]] = value
+        return out
+
+    handle = model.decoder.tap(site).module.register_forward_hook(hook)
+    yield
+    handle.remove()
+
+
 def written_slowly(model: Model, prompt: Prompt, n: int, patch: tuple[Site, float] | None = None) -> list[int]:
     """Greedy ids without a cache: the whole text anew for every token, the patch at the prompt's positions only."""
     ids: list[int] = []
@@ -45,17 +65,7 @@ def written_slowly(model: Model, prompt: Prompt, n: int, patch: tuple[Site, floa
         more = model.net.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
         total = length + len(ids)
         extra = {k: torch.nn.functional.pad(v, (0, len(ids))) for k, v in batch.extra.items()}
-        handles = []
-        if patch is not None:
-            site, value = patch
-
-            def hook(_module: object, _args: object, out: torch.Tensor, value: float = value) -> torch.Tensor:
-                out = out.clone()
-                out[:, batch.spans[0][0] : batch.spans[0][1]] = value
-                return out
-
-            handles.append(model.decoder.tap(site).module.register_forward_hook(hook))
-        with torch.no_grad():
+        with torch.no_grad(), written(model, batch.spans[0], patch):
             logits = model.net(
                 inputs_embeds=torch.cat([embeds, more.to(embeds)], 1),
                 attention_mask=torch.ones(1, total, dtype=torch.long),
@@ -63,8 +73,6 @@ def written_slowly(model: Model, prompt: Prompt, n: int, patch: tuple[Site, floa
                 use_cache=False,
                 **extra,
             ).logits[0, -1]
-        for handle in handles:
-            handle.remove()
         token = int(logits.argmax())
         if token in model.stop_ids:
             break
@@ -130,14 +138,14 @@ def test_generate_stops_at_end_and_newline_row_by_row(monkeypatch: pytest.Monkey
     assert model.generate(model.batch(asked), 4) == ["Ireland", "The", "the country country country"]
 
 
-def brute(model: Model, prompt: Prompt, name: str) -> float:
-    """log P of " name" by one plain pass over prompt and name."""
+def brute(model: Model, prompt: Prompt, name: str, patch: tuple[Site, float] | None = None) -> float:
+    """log P of " name" by one plain pass over prompt and name; the patch at the prompt's entity or picture only."""
     batch = model.batch([prompt])
     ids = model.tokenize(f" {name}")
     more = model.net.get_input_embeddings()(torch.tensor([ids]))
     total = batch.input_ids.shape[1] + len(ids)
     extra = {k: torch.nn.functional.pad(v, (0, len(ids))) for k, v in batch.extra.items()}
-    with torch.no_grad():
+    with torch.no_grad(), written(model, batch.spans[0], patch):
         logits = model.net(
             inputs_embeds=torch.cat([model.embed(batch), more], 1),
             attention_mask=torch.ones(1, total, dtype=torch.long),
@@ -154,6 +162,35 @@ def test_name_logprobs_equal_a_plain_pass(tiny: Case) -> None:
     got = tiny.model.name_logprobs(tiny.model.batch(asked), NAMES)
     want = torch.tensor([[brute(tiny.model, p, n) for n in NAMES] for p in asked])
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("site", [Site("mlp_write", 0), Site("resid_post", 0)])
+def test_patched_answer_logprobs_equal_a_plain_pass(tiny: Case, site: Site) -> None:
+    """Three rows of other lengths, so that two are padded, and answers of one and of several tokens."""
+    model, asked = tiny.model, prompts(tiny.model)
+    answers = [NAMES[:2], [], [NAMES[6], NAMES[3], NAMES[0]]]
+    batch = model.batch(asked)
+    where = batch.groups["entity"] | batch.groups["image"]
+    patch = Patch(site, where, torch.full((int(where.sum()), model.d_model), 3.0, dtype=model.dtype))
+    got = model.answer_logprobs(batch, answers, [patch])
+    want = [[brute(model, p, a, (site, 3.0)) for a in texts] for p, texts in zip(asked, answers, strict=True)]
+    assert [len(row) for row in got] == [2, 0, 3]
+    flat, plain = flatten(got), flatten(model.answer_logprobs(batch, answers))
+    torch.testing.assert_close(flat, flatten(want), atol=1e-3, rtol=1e-4)
+    assert (flat - plain).abs().min() > 1e-3
+
+
+def flatten(rows: list[list[float]]) -> torch.Tensor:
+    return torch.tensor([x for row in rows for x in row])
+
+
+def test_reply_is_generation_and_given_answers_in_one(tiny: Case) -> None:
+    model, asked = tiny.model, prompts(tiny.model)
+    batch = model.batch(asked)
+    answers = [["Kenya"], ["Saint Lucia"], ["France", "Japan"]]
+    said, logprobs = model.reply(batch, 6, answers)
+    assert said == model.generate(batch, 6)
+    assert logprobs == model.answer_logprobs(batch, answers)
 
 
 def test_name_logprobs_do_not_depend_on_how_rows_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +232,8 @@ def test_what_cannot_be_asked_is_refused() -> None:
     batch = model.batch(prompts(model))
     with pytest.raises(ModelError, match="at least one token"):
         model.generate(batch, 0)
+    with pytest.raises(ModelError, match="answers of 1 rows"):
+        model.answer_logprobs(batch, [["France"]])
     for names in ([], ["France", ""], [" "]):
         with pytest.raises(ModelError, match="names"):
             model.best_names(batch, names)

@@ -85,3 +85,14 @@ def test_depth_comes_from_the_held_out_style(changed):
 def test_nothing_measured_is_said(changed):
     bare = {**changed, "probes": {}, "patching": {}, "recovery": {}, "attribution": {}}
     assert [f.verdict for f in find(bare)[1:]] == ["Not measured", "Not measured"]
+
+
+def test_repair_puts_patch_and_prompts_side_by_side(summary):
+    sentences = find(summary)[2].sentences
+    (late,) = [s for s in sentences if s.startswith("late, the same 12 lost facts")]
+    assert "the patch brings back" in late
+    assert "“two turns” brings back" in late
+    assert "true name" not in late
+    (patched,) = [s for s in sentences if s.startswith("late: writing")]
+    assert "are without a patch (difference" in patched
+    assert "changes the right answer's log-probability by" in patched

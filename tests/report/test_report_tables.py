@@ -26,3 +26,17 @@ def test_every_answer_is_listed_with_what_matched(study):
 
 def test_limits_name_the_sample(summary):
     assert limits(summary)[0].startswith("12 entities and 24 questions: intervals from so few")
+
+
+def test_patching_stands_beside_prompting_with_its_two_by_two(summary):
+    (table,) = [t for t in tables(summary) if t.title == "Patching beside prompting"]
+    assert [row[0] for row in table.rows] == ["late"] * 3 + ["early"] * 3
+    for row in table.rows:
+        assert sum(int(n) for n in row[-1].split(" / ")) == int(row[2]) == 12
+
+
+def test_wrong_entitys_row_has_the_unpatched_rate_and_the_difference(summary):
+    (table,) = [t for t in tables(summary) if t.title.startswith("A wrong entity's activations")]
+    found = summary["patching"]["late"]
+    gap = found["moved_to_donor"]["value"] - found["moved_to_donor_without_patch"]["value"]
+    assert table.rows[0][4].startswith(f"{100 * gap:+.0f} %")

@@ -3,21 +3,21 @@
 from twohop.analysis._attribution import Attribution, Contrast, Runner, attribute, group_scores, patch_nodes
 from twohop.analysis._degradation import degradation, pair_answers, recognised, two_by_two
 from twohop.analysis._grading import first_line, grade, words
+from twohop.analysis._interventions import Intervention, SiteName, digest_of
+from twohop.analysis._outcomes import choose_pair, summarise_outcomes
 from twohop.analysis._patching import (
     Pair,
-    Plan,
     Planner,
     SpanScores,
-    choose_pair,
     patching_sets,
     sample_sets,
     span_mask,
-    summarise_outcomes,
+    windows,
     wrong_donors,
 )
 from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
 from twohop.analysis._profiles import compare_profiles, correlate, select_run, summarise_run
-from twohop.analysis._recovery import closed_share, continue_with, cut_name
+from twohop.analysis._recovery import beside_patch, closed_share, continue_with, cut_name
 from twohop.analysis._sampling import stratified_sample
 from twohop.analysis._statistics import Interval, accuracy, bootstrap, entity_sums, holm, mcnemar, ratio, share, wilson
 
@@ -25,15 +25,17 @@ __all__ = [
     "Attribution",
     "Contrast",
     "Interval",
+    "Intervention",
     "Pair",
-    "Plan",
     "Planner",
     "Probe",
     "Runner",
+    "SiteName",
     "SpanScores",
     "TrainingSet",
     "accuracy",
     "attribute",
+    "beside_patch",
     "bootstrap",
     "choose_pair",
     "closed_share",
@@ -42,6 +44,7 @@ __all__ = [
     "correlate",
     "cut_name",
     "degradation",
+    "digest_of",
     "entity_sums",
     "first_line",
     "first_near_maximum",
@@ -66,6 +69,7 @@ __all__ = [
     "summarise_run",
     "two_by_two",
     "wilson",
+    "windows",
     "words",
     "wrong_donors",
 ]

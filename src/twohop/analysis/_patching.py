@@ -1,7 +1,7 @@
-"""Activation patching: which questions, which span, which donor, and what the answers say (study, section 4).
+"""Activation patching: which questions, which span, which donor (study, section 4).
 
-Everything here is a choice or a count; the patched runs themselves belong to the step. A patched run is a `Plan`, so
-that it can be listed, stored and compared before it is made.
+Everything here is a choice; the patched runs themselves belong to the step. A patched run is an `Intervention`, so that
+it can be listed, stored and compared before it is made.
 """
 
 import zlib
@@ -14,28 +14,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from twohop.analysis._statistics import bootstrap, entity_sums, ratio, share
+from twohop.analysis._interventions import DonorKind, Intervention, SiteName
 from twohop.errors import DataError
 
 Pair = tuple[int, int]
 """Back-patching: (later layer that is read, earlier layer that is written)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One intervention on one question: what is written where, from whom."""
-
-    question_id: str
-    intervention: str
-    seed: int = 0
-    layers: int = 0
-    """Donor layers 0 .. layers - 1; of a back-patch the layer that is written; 0 when nothing is."""
-    from_layer: int | None = None
-    span_start: int | None = None
-    """First receiving position, counted from the first image token."""
-    span_length: int = 0
-    donor_id: str | None = None
-    """Question whose text run gives the activations; None: no other run does (none, mean, zero, back_patch)."""
+Layers = tuple[int, ...]
+_DONORS: Mapping[str, DonorKind] = {"own_text": "own", "mean": "mean", "zero": "zero"}
+"""Interventions whose donor is not the backbone."""
+SELF = "self"
+"""The engine's check of itself: a run's own activations, written where they were read."""
 
 
 def heuristic_start(scores: Float[np.ndarray, " position"], length: int) -> int:
@@ -164,35 +152,103 @@ def wrong_donors(sampled: pl.DataFrame, questions: pl.DataFrame, known: set[str]
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes plans: the receiving span of every question for donors of any length."""
+    """Makes interventions: the receiving span of every question for donors of any length."""
 
     scores: SpanScores
     positions: Mapping[str, int]
     """Receiving positions of every question: image tokens and what follows them."""
+    images: Mapping[str, int]
+    """How many of them are image tokens."""
     lengths: Callable[[str], int]
     """Name tokens of a question's donor run."""
-    layers: int
+    layers: Layers
+    """Layers of the main patch."""
     seed: int
 
-    def heuristic(self, question_id: str, intervention: str, donor_id: str, layers: int | None = None) -> Plan:
-        """The span of largest summed |attribution| over the donor layers of the main patch.
+    def heuristic(
+        self, question_id: str, name: str, donor_id: str, layers: Layers | None = None, site: SiteName = "mlp_write"
+    ) -> Intervention:
+        """The span of largest summed |attribution| over the layers of the main patch.
 
-        A sweep over `layers` keeps that span, so that only the depth changes. A name longer than the prompt's receiving
-        positions gives its last tokens.
+        A sweep over layers and sites keeps that span, so that only depth and site change. A name longer than the
+        prompt's receiving positions gives its last tokens.
         """
-        n = self.positions[question_id]
-        length = min(self.lengths(donor_id), n)
-        start = heuristic_start(self.scores.scores(question_id, n), length)
-        layers = self.layers if layers is None else layers
-        named = None if intervention in ("mean", "zero") else donor_id
-        return Plan(question_id, intervention, self.seed, layers, None, start, length, named)
+        length = self._length(donor_id, self.positions[question_id])
+        start = heuristic_start(self.scores.scores(question_id, self.positions[question_id]), length)
+        return self._at(question_id, name, donor_id, "heuristic", (start, length), self.seed, layers, site)
 
-    def random(self, question_id: str, draw: int) -> Plan:
+    def random(
+        self,
+        question_id: str,
+        draw: int,
+        name: str = "random",
+        layers: Layers | None = None,
+        site: SiteName = "mlp_write",
+    ) -> Intervention:
         """The question's own donor at a span drawn uniformly; `draw` tells the draws of one question apart."""
         n = self.positions[question_id]
-        length = min(self.lengths(question_id), n)
+        length = self._length(question_id, n)
         start = random_start(n, length, [self.seed, draw, zlib.crc32(question_id.encode())])
-        return Plan(question_id, "random", draw, self.layers, None, start, length, question_id)
+        return self._at(question_id, name, question_id, "random", (start, length), draw, layers, site)
+
+    def image_last(
+        self, question_id: str, name: str, layers: Layers | None = None, site: SiteName = "mlp_write"
+    ) -> Intervention:
+        """The question's own donor at the last image tokens."""
+        length = self._length(question_id, self.images[question_id])
+        span = (self.images[question_id] - length, length)
+        return self._at(question_id, name, question_id, "image_last", span, self.seed, layers, site)
+
+    def back_patch(self, question_id: str, pair: Pair) -> Intervention:
+        """The image tokens' `resid_post` of a later layer, written into an earlier one of the same run (Biran 2024)."""
+        later, earlier = pair
+        return self._own(question_id, "back_patch", "image", "resid_post", (later,), (earlier,))
+
+    def unchanged(self, question_id: str, site: SiteName, layers: Layers) -> Intervention:
+        """A run's own activations from the first image token on, written where they were read: changes nothing."""
+        return self._own(question_id, SELF, "prompt", site, layers, layers)
+
+    def plain(self, question_id: str) -> Intervention:
+        """No patch."""
+        return Intervention(question_id, "none", seed=self.seed)
+
+    def _length(self, donor_id: str, room: int) -> int:
+        return min(self.lengths(donor_id), room)
+
+    def _own(
+        self, question_id: str, name: str, span: str, site: SiteName, donor_layers: Layers, receiver_layers: Layers
+    ) -> Intervention:
+        n = (self.images if span == "image" else self.positions)[question_id]
+        return Intervention(
+            question_id, name, "own", "image", question_id, site, donor_layers, receiver_layers, span, 0, n, self.seed
+        )
+
+    def _at(
+        self,
+        question_id: str,
+        name: str,
+        donor_id: str,
+        span: str,
+        place: tuple[int, int],
+        seed: int,
+        layers: Layers | None,
+        site: SiteName,
+    ) -> Intervention:
+        layers = self.layers if layers is None else layers
+        donor = _DONORS.get(name, "backbone")
+        run = None if donor in ("mean", "zero") else "text"
+        who = donor_id if run else None
+        return Intervention(question_id, name, donor, run, who, site, layers, layers, span, *place, seed)
+
+
+def windows(depths: Sequence[int], n_layers: int) -> list[Layers]:
+    """Layer windows of the sweep: the first n layers for every depth n, and the nth layer alone, without repeats.
+
+    Depths beyond the model are left out.
+    """
+    fit = sorted(n for n in set(depths) if n <= n_layers)
+    found = [tuple(range(n)) for n in fit] + [(n - 1,) for n in fit]
+    return list(dict.fromkeys(found))
 
 
 def span_mask(starts: Sequence[int | None], lengths: Sequence[int], seq: int) -> Bool[Tensor, "batch seq"]:
@@ -209,94 +265,3 @@ def span_mask(starts: Sequence[int | None], lengths: Sequence[int], seq: int) ->
             raise DataError(f"span [{start}, {start + length}) leaves the row of {seq} tokens", f"row {row}")
         mask[row, start : start + length] = True
     return mask
-
-
-def mean_share(outcomes: pl.DataFrame, column: str, n_boot: int, seed: int) -> dict[str, object]:
-    """Mean of a flag with its 95 % bootstrap interval over entities, and how many questions and answers it rests on."""
-    flags = outcomes[column].cast(pl.Float64).to_list()
-    interval = share(entity_sums(outcomes["entity_id"].to_list(), [flags, [1.0] * len(flags)]), n_boot, seed)
-    return {**interval.record(), "n_questions": outcomes["question_id"].n_unique(), "n_answers": len(flags)}
-
-
-def difference(first: pl.DataFrame, second: pl.DataFrame, n_boot: int, seed: int) -> dict[str, object]:
-    """Share right in `first` minus share right in `second`, the same entities drawn for both."""
-    both = pl.concat([t.select("entity_id", "correct") for t in (first, second)])
-    mine = [1.0] * first.height + [0.0] * second.height
-    right = both["correct"].cast(pl.Float64).to_list()
-    columns = [[r * m for r, m in zip(right, mine, strict=True)], mine]
-    columns += [[r * (1 - m) for r, m in zip(right, mine, strict=True)], [1 - m for m in mine]]
-    sums = entity_sums(both["entity_id"].to_list(), columns)
-    return bootstrap(sums, lambda s: ratio(s[:, 0], s[:, 1]) - ratio(s[:, 2], s[:, 3]), n_boot, seed).record()
-
-
-def choose_pair(outcomes: pl.DataFrame, pairs: Sequence[Pair]) -> Pair | None:
-    """The back-patching pair that recovers most of these questions, the first of equals; None when there are none."""
-    if outcomes.is_empty() or not pairs:
-        return None
-    right = {
-        (later, earlier): n
-        for later, earlier, n in outcomes.group_by("from_layer", "layers").agg(pl.col("correct").sum()).iter_rows()
-    }
-    return max(pairs, key=lambda pair: right.get(pair, -1))
-
-
-def any_pair(outcomes: pl.DataFrame) -> pl.DataFrame:
-    """One row per question: was it right under any pair? (The oracle that no one can choose in advance.)"""
-    return outcomes.group_by("question_id", "entity_id").agg(pl.col("correct").any()).sort("question_id")
-
-
-def summarise_outcomes(outcomes: pl.DataFrame, pairs: Sequence[Pair], n_boot: int, seed: int) -> dict[str, object]:
-    """Recovered share of the lost facts and broken share of the kept ones, per intervention, with 95 % intervals.
-
-    `outcomes` is the outcomes table with `entity_id`. Back-patching's pair is chosen on the dev split; its figures, and
-    `recovered_test` of every other intervention for comparison, are of the test split.
-    """
-    lost, kept = (outcomes.filter(pl.col("set") == name) for name in ("lost", "kept"))
-    plain = lost.filter(~pl.col("intervention").is_in(["back_patch", "sweep"]))
-    heuristic, random = (lost.filter(pl.col("intervention") == name) for name in ("heuristic", "random"))
-    return {
-        "n_lost": lost["question_id"].n_unique(),
-        "n_kept": kept["question_id"].n_unique(),
-        "recovered": _by_intervention(plain, n_boot, seed),
-        "recovered_test": _by_intervention(plain.filter(pl.col("split") == "test"), n_boot, seed),
-        "broken": _broken(kept, n_boot, seed),
-        "heuristic_minus_random": difference(heuristic, random, n_boot, seed),
-        "back_patch": _back_patch(lost.filter(pl.col("intervention") == "back_patch"), pairs, n_boot, seed),
-        "sweep": _sweep(lost.filter(pl.col("intervention") == "sweep"), n_boot, seed),
-        "moved_to_donor": mean_share(
-            lost.filter(pl.col("moved_to_donor").is_not_null()), "moved_to_donor", n_boot, seed
-        ),
-    }
-
-
-def _by_intervention(outcomes: pl.DataFrame, n_boot: int, seed: int) -> dict[str, object]:
-    parts = outcomes.partition_by("intervention", as_dict=True)
-    return {str(k[0]): mean_share(v, "correct", n_boot, seed) for k, v in sorted(parts.items())}
-
-
-def _broken(kept: pl.DataFrame, n_boot: int, seed: int) -> dict[str, object]:
-    return _by_intervention(kept.with_columns((~pl.col("correct")).alias("correct")), n_boot, seed)
-
-
-def _back_patch(outcomes: pl.DataFrame, pairs: Sequence[Pair], n_boot: int, seed: int) -> dict[str, object]:
-    dev, test = (outcomes.filter(pl.col("split") == name) for name in ("dev", "test"))
-    pair, best = choose_pair(dev, pairs), choose_pair(test, pairs)
-    return {
-        "pair": pair,
-        "n_dev": dev["question_id"].n_unique(),
-        "test": mean_share(_of_pair(test, pair), "correct", n_boot, seed),
-        "oracle_pair": best,
-        "oracle_pair_test": mean_share(_of_pair(test, best), "correct", n_boot, seed),
-        "oracle_any_pair_test": mean_share(any_pair(test), "correct", n_boot, seed),
-    }
-
-
-def _of_pair(outcomes: pl.DataFrame, pair: Pair | None) -> pl.DataFrame:
-    if pair is None:
-        return outcomes.clear()
-    return outcomes.filter((pl.col("from_layer") == pair[0]) & (pl.col("layers") == pair[1]))
-
-
-def _sweep(outcomes: pl.DataFrame, n_boot: int, seed: int) -> list[Mapping[str, object]]:
-    parts = outcomes.partition_by("layers", as_dict=True)
-    return [{"layers": k[0], **mean_share(v, "correct", n_boot, seed)} for k, v in sorted(parts.items())]

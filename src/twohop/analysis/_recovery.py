@@ -1,12 +1,14 @@
 """Recovery by prompting: the written name, and the share of the degradation that is closed (study, section 6)."""
 
 import re
+from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float
 
 from twohop.analysis._grading import first_line
+from twohop.analysis._outcomes import difference, mean_share
 from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio
 
 _ABBREVIATED = r"(?<!\bSt)(?<!\bMt)(?<!\bDr)(?<!\b[A-Z])"
@@ -55,6 +57,33 @@ def closed_share(recovered: pl.DataFrame, backbone: pl.DataFrame, strategy: str,
     )
     sums = entity_sums(table["entity_id"].to_list(), [table["x"], table["direct"], table["backbone"]])
     return bootstrap(sums, _closed, n_boot, seed)
+
+
+def beside_patch(
+    recovered: pl.DataFrame, outcomes: pl.DataFrame, strategy: str, n_boot: int, seed: int
+) -> dict[str, Any]:
+    """A prompt and the heuristic patch on the same lost facts: the share each brings back, their paired difference
+    (prompt minus patch; entities are drawn for both), and the 2x2 of both.
+
+    Args:
+        recovered: `schemas.RECOVERED`, with the rows of `strategy`.
+        outcomes: `schemas.OUTCOMES` of the same model.
+        strategy: name of the strategy.
+        n_boot: bootstrap draws over entities.
+        seed: of the draws.
+    """
+    prompt = recovered.filter(pl.col("strategy") == strategy).select("question_id", "entity_id", "correct")
+    lost = outcomes.filter((pl.col("intervention") == "heuristic") & (pl.col("set") == "lost"))
+    both = prompt.join(lost.select("question_id", patch="correct"), on="question_id", how="inner")
+    by_patch = both.select("question_id", "entity_id", correct="patch")
+    cells = {"both": (True, True), "only_prompt": (True, False), "only_patch": (False, True), "neither": (False, False)}
+    return {
+        "prompt": mean_share(both, "correct", n_boot, seed),
+        "patch": mean_share(by_patch, "correct", n_boot, seed),
+        "difference": difference(both, by_patch, n_boot, seed),
+        "n_questions": both.height,
+        **{name: both.filter(correct=a, patch=b).height for name, (a, b) in cells.items()},
+    }
 
 
 def _closed(sums: Float[np.ndarray, "draw 3"]) -> Float[np.ndarray, " draw"]:

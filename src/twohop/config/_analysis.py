@@ -132,11 +132,16 @@ class PatchActivations(Section):
     random_spans: int = Field(ge=5)
     """Random receiving spans (the control of the heuristic span), one seed each."""
     sweep_layers: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
-    """Values of donor_layers that the layer sweep tries."""
+    """Depths n of the sweep: the first n layers together, and the nth alone."""
+    sweep_sites: list[SiteKind] = Field(min_length=1)
+    """Sites that the sweep writes; each must be in extract_activations.sites."""
     back_pairs: list[LayerPair] = Field(min_length=1)
     """Back-patching: candidate (later layer, earlier layer) pairs; one is chosen on the dev split."""
     sweep_examples: int = Field(ge=1)
-    """Largest number of lost facts on which the layer sweep is run."""
+    """Largest number of lost facts on which the main patch is deepened layer by layer, with written answers."""
+    grid_examples: int = Field(ge=1)
+    """Largest number of lost facts in every other cell of the sweep (depth x site x span), where only log P of the
+    right answer is measured; the cost is about 6 * depths * sites * grid_examples forward passes of one prompt."""
     max_new_tokens: int = Field(ge=1, le=64)
     """Length of an answer; the same as in the benchmark, so that the unpatched re-run must give the same answers."""
     n_boot: int = Field(ge=100)

@@ -105,9 +105,15 @@ def _picture_problems(p: Params) -> Iterator[str]:
 
 
 def _analysis_problems(p: Params) -> Iterator[str]:
-    for site, reader in (("resid_post", "train_probes"), ("mlp_write", "patch_activations")):
+    readers = {"resid_post": "train_probes", "mlp_write": "patch_activations"}
+    for site, reader in readers.items():
         if site not in p.extract_activations.sites:
             yield f"extract_activations.sites: lacks {site}, which {reader} reads"
+    for i, site in enumerate(p.patch_activations.sweep_sites):
+        if site not in (*p.extract_activations.sites, *readers):
+            yield f"patch_activations.sweep_sites[{i}]: is {site!r}; allowed: one of extract_activations.sites"
+    if p.patch_activations.grid_examples > p.patch_activations.sweep_examples:
+        yield "patch_activations.grid_examples: is more than sweep_examples, of which they are the first"
     if p.train_probes.copies > p.extract_activations.copies:
         yield f"train_probes.copies: is {p.train_probes.copies}, more than extract_activations.copies makes"
     if p.score_attribution.validate_examples > p.score_attribution.max_examples:
@@ -128,6 +134,7 @@ def _repeated(p: Params) -> Iterator[str]:
         "run_benchmark.recognition_prompts": [*p.run_benchmark.recognition_prompts],
         "extract_activations.sites": [*p.extract_activations.sites],
         "patch_activations.sweep_layers": [*p.patch_activations.sweep_layers],
+        "patch_activations.sweep_sites": [*p.patch_activations.sweep_sites],
         "patch_activations.back_pairs": [*p.patch_activations.back_pairs],
         "train_probes.features": [*p.train_probes.features],
         "train_probes.l2": [*p.train_probes.l2],

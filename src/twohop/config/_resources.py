@@ -48,7 +48,7 @@ BACKWARD_PASSES = 3
 """A backward pass costs two forward passes (one for the activations, one for the weights) on top of the forward one."""
 RANKING_PASSES = 10
 """Ranking all names costs about this many prompts per picture: only names that the first token leaves open are read."""
-GROUPS, NAME_TOKENS, CONTROLS = 4, 8, 6
+GROUPS, NAME_TOKENS, CONTROLS, SWEEP_SPANS = 4, 8, 6, 3
 """Token groups of a prompt; tokens of a long name; patching conditions besides the random spans."""
 LEAST_MINUTES, MINUTES_STEP, MB_STEP = 10, 10, 100
 PREPARE_MB, PREPARE_MINUTES = 2500, 60
@@ -189,8 +189,10 @@ def _attribution(p: Params, size: ModelSize) -> Work:
 def _patching(p: Params, _: ModelSize) -> Work:
     section = p.patch_activations
     spans = 2 * section.max_examples * (CONTROLS + section.random_spans)
-    sweeps = section.sweep_examples * len(section.sweep_layers) + section.max_examples * len(section.back_pairs)
-    return Work(spans + sweeps, section.batch, 1, section.max_new_tokens)
+    backs = section.max_examples * (len(section.back_pairs) + 2)
+    curve = section.sweep_examples * len(section.sweep_layers)
+    grid = section.grid_examples * 2 * len(section.sweep_layers) * len(section.sweep_sites) * SWEEP_SPANS
+    return Work(spans + backs + curve + grid, section.batch, 1, section.max_new_tokens)
 
 
 def _recovery(p: Params, _: ModelSize) -> Work:

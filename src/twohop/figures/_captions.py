@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twohop.figures import words as w
+from twohop.figures._draw import SPANS
 
 Record = Mapping[str, Any]
 
@@ -90,7 +91,25 @@ def layer_sweep(summary: Record) -> str:
             parts.append(f"{model} {w.percent(best)} with the first {best['layers']} layers")
     if not parts:
         return "There was no lost fact to sweep over."
-    return f"Best of the sweep, chosen after the fact: {w.listed(parts)}. Bands: 95 % intervals."
+    return f"Best of the sweep, chosen after the fact: {w.listed(parts)}. Bands: 95 % intervals.{_best_cells(summary)}"
+
+
+def _best_cells(summary: Record) -> str:
+    """The cell of the grid that helps the right answer most, per model."""
+    parts: list[str] = []
+    for model, found in summary["patching"].items():
+        cells = [c for c in found["grid"] if c["value"] is not None]
+        if cells:
+            best = max(cells, key=lambda c: c["value"])
+            window = f"layers {best['first_layer']} to {best['last_layer']}"
+            where = f"{best['site']} at {SPANS.get(best['span'], best['span'])}, {window}"
+            parts.append(f"{model} {where}: {w.nats(best)} nats, the best cell")
+    if not parts:
+        return ""
+    return (
+        f" Maps: change of log P(right answer) by site, span and layers, teacher-forced; {'; '.join(parts)} "
+        "(chosen after the fact, few questions: a map to look at, no test)."
+    )
 
 
 def probes(summary: Record) -> str:
@@ -119,7 +138,10 @@ def recovery(summary: Record) -> str:
         parts.append(f"{model}: {w.listed(closed)}")
     if not parts:
         return "No strategy was tried."
-    return f"Share of the degradation closed by prompting. {'; '.join(parts)}. Dashed: the backbone, given the name."
+    return (
+        f"Share of the degradation closed by prompting. {'; '.join(parts)}. Dashed: the backbone, given the name. "
+        "Right: the lost facts of the patching set, the same questions for patch and prompts."
+    )
 
 
 CAPTIONS: Mapping[str, Callable[[Record], str]] = {

@@ -3,6 +3,7 @@
 # (matplotlib types its methods only in part)
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ INTERVENTIONS = {
     "oracle": "back-patching, best pair (oracle)",
 }
 """Rows of the patching figure: name in the outcomes table, words."""
+SPANS = {"heuristic": "best span", "image_last": "end of picture", "random": "random span"}
 STRATEGIES = {
     "direct": "direct",
     "name_then_answer": "name it, then answer",
@@ -201,22 +203,62 @@ def _interventions(patching: Record, part: str) -> dict[str, Record]:
 
 
 def draw_layer_sweep(study: Study, summary: Record) -> Figure:
-    """Recovered share against how many of the backbone's layers the patch writes."""
-    figure, [[ax]] = look.panels(1, 1, 6.4, 3.8)
+    """Recovered share against how many of the backbone's layers the patch writes; beside it, per model, the change of
+    log P(right answer) in every cell of site x span x window of layers.
+    """
+    grids = {m: p["grid"] for m, p in summary["patching"].items() if p["grid"]}
+    width = 6.4 + 3.6 * len(grids)
+    figure, [[ax, *maps]] = look.panels(1, 1 + len(grids), width, 4.2 if grids else 3.8)
+    _sweep_curves(ax, study, summary)
+    limit = max((abs(c["value"]) for g in grids.values() for c in g if c["value"] is not None), default=1.0)
+    images = [_sweep_map(ax, cells, limit or 1.0) for ax, cells in zip(maps, grids.values(), strict=True)]
+    for ax, (model, cells) in zip(maps, grids.items(), strict=True):
+        ax.set_title(f"{model} (n = {cells[0]['n_questions']})", color=colour(study, model))
+    for before, ax in pairwise(maps):
+        if [t.get_text() for t in before.get_yticklabels()] == [t.get_text() for t in ax.get_yticklabels()]:
+            ax.tick_params(labelleft=False)
+    if images:
+        figure.colorbar(images[-1], ax=maps, label="mean change of log P(right answer), nats", shrink=0.9)
+    return figure
+
+
+def _sweep_curves(ax: Axes, study: Study, summary: Record) -> None:
     sweeps = {m: p["sweep"] for m, p in summary["patching"].items() if p["sweep"]}
     for model, points in sweeps.items():
         x, shade = [p["layers"] for p in points], colour(study, model)
         ax.plot(x, [p["value"] for p in points], "o-", color=shade, label=f"{model} (n = {points[0]['n_questions']})")
         _band(ax, x, points, shade)
-    ax.set(xlabel="layers of the backbone's MLPs that are written, from the first")
-    ax.set_title("Lost facts that come back, by depth of the patch")
+    ax.set(xlabel="layers written (backbone's MLPs), from the first")
+    ax.set_title("Lost facts that come back")
     look.percent_axis(ax, "y", "recovered")
     ax.set_xticks(sorted({p["layers"] for points in sweeps.values() for p in points}))
     if sweeps:
         ax.legend(loc="best")
     else:
         look.empty(ax)
-    return figure
+
+
+def _sweep_map(ax: Axes, cells: list[Record], limit: float) -> AxesImage:
+    """Rows: site, span, and whether one layer is written or all up to it; columns: the last layer that is written."""
+    depths = sorted({c["last_layer"] for c in cells})
+    kinds = list(dict.fromkeys((c["site"], c["span"], c["first_layer"] == 0) for c in cells if c["last_layer"]))
+    grid = np.full((len(kinds), len(depths)), np.nan)
+    for c in cells:
+        for row, (site, span, from_first) in enumerate(kinds):
+            # the window of layer 0 alone is the start of both kinds
+            same = from_first == (c["first_layer"] == 0) or not c["last_layer"]
+            if (site, span) == (c["site"], c["span"]) and same and c["value"] is not None:
+                grid[row, depths.index(c["last_layer"])] = c["value"]
+    ax.set_facecolor("#DDDDDD")
+    image = ax.imshow(grid, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.set_xticks(range(len(depths)), [str(d) for d in depths])
+    words = [
+        f"{site}, {SPANS.get(span, span)}, {'0 to layer' if many else 'layer alone'}" for site, span, many in kinds
+    ]
+    ax.set_yticks(range(len(kinds)), words, fontsize=6)
+    ax.set_xlabel("last layer written")
+    ax.grid(False)
+    return image
 
 
 def _band(ax: Axes, x: list[int], points: list[Record], shade: str) -> None:
@@ -267,12 +309,12 @@ def _probe_panel(ax: Axes, study: Study, part: pl.DataFrame) -> None:
 
 
 def draw_recovery(study: Study, summary: Record) -> Figure:
-    """Accuracy per prompting strategy, and the share of the degradation that each closes."""
-    figure, [[left, right]] = look.panels(1, 2, 10, 3.6)
+    """Accuracy per prompting strategy, the share of the degradation that each closes, and prompts beside the patch."""
+    figure, [[left, right, beside]] = look.panels(1, 3, 14, 3.6)
     models = [m for m in study.names("vlm") if m in summary["recovery"]]
     if not models:
-        look.empty(left)
-        look.empty(right)
+        for ax in (left, right, beside):
+            look.empty(ax)
         return figure
     width = 0.8 / len(models)
     for j, model in enumerate(models):
@@ -286,8 +328,30 @@ def draw_recovery(study: Study, summary: Record) -> Figure:
                 look.dot(right, y, found.get("closed", {}), colour(study, model), label=label)
     _reference_lines(left, right, summary, models)
     _recovery_axes(left, right)
+    _beside_panel(beside, study, summary, models)
     look.legend_below(figure, left)
     return figure
+
+
+def _beside_panel(ax: Axes, study: Study, summary: Record, models: list[str]) -> None:
+    """Share of the same lost facts that the heuristic patch and every prompt bring back."""
+    rows = {"patch": "backbone's MLPs, best span", **{s: w for s, w in STRATEGIES.items() if s != "direct"}}
+    measured = False
+    for j, model in enumerate(models):
+        found = {s: r["beside_patch"] for s, r in summary["recovery"][model].items() if "beside_patch" in r}
+        shares = {s: r["prompt"] for s, r in found.items()}
+        if found:
+            shares["patch"] = next(iter(found.values()))["patch"]
+        measured |= any(r["n_questions"] for r in found.values())
+        for i, name in enumerate(rows):
+            if shares.get(name, {}).get("value") is not None:
+                look.dot(ax, i + (j - (len(models) - 1) / 2) * 0.25, shares[name], colour(study, model))
+    ax.set_title("The same lost facts: patch, prompts")
+    if not measured:
+        look.empty(ax)
+        return
+    look.percent_axis(ax, "x", "share of the same questions")
+    look.rows_from_top(ax, list(rows.values()))
 
 
 def _reference_lines(left: Axes, right: Axes, summary: Record, models: list[str]) -> None:

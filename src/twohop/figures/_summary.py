@@ -10,10 +10,11 @@ from typing import Any
 import polars as pl
 
 from twohop.analysis._degradation import GATES, degradation, pair_answers
-from twohop.analysis._patching import Pair, summarise_outcomes
+from twohop.analysis._outcomes import summarise_outcomes
+from twohop.analysis._patching import Pair
 from twohop.analysis._probing import first_near_maximum
 from twohop.analysis._profiles import compare_profiles, correlate, summarise_run
-from twohop.analysis._recovery import closed_share
+from twohop.analysis._recovery import beside_patch, closed_share
 from twohop.analysis._statistics import entity_sums, holm, share
 from twohop.figures._study import Study
 
@@ -196,7 +197,9 @@ def _point(row: Mapping[str, Any]) -> Record:
 
 
 def _recovery(study: Study, model: str, n_boot: int, seed: int) -> Record:
-    """strategy -> accuracy, share of the degradation closed, and accuracy by whether the written name was right."""
+    """strategy -> accuracy, share of the degradation closed, accuracy by whether the written name was right, and the
+    prompt beside the heuristic patch on the lost facts.
+    """
     table, answers = study.recovered[model], study.answers[study.backbone(model)]
     backbone = answers.filter(pl.col("condition") == "text").select("question_id", "correct")
     found: Record = {}
@@ -206,4 +209,6 @@ def _recovery(study: Study, model: str, n_boot: int, seed: int) -> Record:
         found[strategy] = {"accuracy": _mean(rows, "correct", n_boot, seed), "closed": closed}
         for name, flag in (("name_right", True), ("name_wrong", False)):
             found[strategy][name] = _mean(rows.filter(pl.col("name_correct") == flag), "correct", n_boot, seed)
+        if strategy != "direct" and model in study.outcomes:
+            found[strategy]["beside_patch"] = beside_patch(table, study.outcomes[model], strategy, n_boot, seed)
     return found

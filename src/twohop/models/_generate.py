@@ -1,4 +1,6 @@
-"""Greedy decoding and name ranking on a shared prefix.
+"""Greedy decoding, given answers and name ranking on a shared prefix.
+
+Patches act in the prefill only: whatever is written or scored afterwards meets a patched prompt by its cache.
 
 A dynamic cache in every generation: a static one would compile by itself on CUDA and ignore hooks.
 """
@@ -28,9 +30,37 @@ ROWS_AT_ONCE = 128
 
 def greedy(model: "Model", batch: Batch, max_new_tokens: int, patches: Sequence[Patch]) -> list[str]:
     """See `Model.generate`."""
+    _check_length(model, max_new_tokens)
+    return _decode(model, batch, *_prefill(model, batch, patches), max_new_tokens)
+
+
+def answer_logprobs(
+    model: "Model", batch: Batch, answers: Sequence[Sequence[str]], patches: Sequence[Patch]
+) -> list[list[float]]:
+    """See `Model.answer_logprobs`."""
+    return _forced(model, batch, *_prefill(model, batch, patches), answers)
+
+
+def reply(
+    model: "Model", batch: Batch, max_new_tokens: int, answers: Sequence[Sequence[str]], patches: Sequence[Patch]
+) -> tuple[list[str], list[list[float]]]:
+    """See `Model.reply`."""
+    _check_length(model, max_new_tokens)
+    cache, logits = _prefill(model, batch, patches)
+    # in this order: decoding makes the cache grow
+    logprobs = _forced(model, batch, cache, logits, answers)
+    return _decode(model, batch, cache, logits, max_new_tokens), logprobs
+
+
+def _check_length(model: "Model", max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ModelError(f"max_new_tokens is {max_new_tokens}", model.name, "ask for at least one token")
-    cache, logits = _prefill(model, batch, patches)
+
+
+def _decode(
+    model: "Model", batch: Batch, cache: Any, logits: Float[Tensor, "batch vocab"], max_new_tokens: int
+) -> list[str]:
+    """Greedy first lines after a prefill, whose cache they use up."""
     lengths = batch.attention_mask.sum(1)
     mask = batch.attention_mask
     written: list[list[int]] = [[] for _ in range(len(batch))]
@@ -53,6 +83,25 @@ def greedy(model: "Model", batch: Batch, max_new_tokens: int, patches: Sequence[
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = _continue(model, cache, token[:, None], mask, lengths[:, None] + step)[:, -1]
     return [_first_line(model.tokens.decode(ids)) for ids in written]
+
+
+def _forced(
+    model: "Model", batch: Batch, cache: Any, logits: Float[Tensor, "batch vocab"], answers: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """log P of every row's own answers after a prefill, whose cache stays as it is."""
+    if len(answers) != len(batch):
+        raise ModelError(
+            f"answers of {len(answers)} rows for a batch of {len(batch)}", model.name, "give one list a row"
+        )
+    flat = [(row, text) for row, texts in enumerate(answers) for text in texts]
+    if not flat:
+        return [[] for _ in answers]
+    ids = _name_ids(model, [text for _, text in flat])
+    rows = [(row, i) for i, (row, _) in enumerate(flat)]
+    found: list[list[float]] = [[] for _ in answers]
+    for (row, _), score in zip(flat, _scores(model, batch, cache, logits.log_softmax(-1), ids, rows), strict=True):
+        found[row].append(score)
+    return found
 
 
 def _first_line(text: str) -> str:
@@ -97,7 +146,7 @@ def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
 def _name_ids(model: "Model", names: Sequence[str]) -> list[list[int]]:
     ids = [model.tokenize(f" {name}") for name in names]
     if not ids or not all(name.strip() for name in names):
-        raise ModelError("no names, or an empty one", model.name, "give names of visible characters")
+        raise ModelError("no names or answers, or an empty one", model.name, "give texts of visible characters")
     return ids
 
 

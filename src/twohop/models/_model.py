@@ -180,6 +180,31 @@ class Model:
             stack.enter_context(torch.no_grad())
             return _generate.greedy(self, batch, max_new_tokens, patches)
 
+    def answer_logprobs(
+        self, batch: Batch, answers: Sequence[Sequence[str]], patches: Sequence[Patch] = ()
+    ) -> list[list[float]]:
+        """log P(" answer" | prompt) of each row's own answers, in nats, summed over an answer's tokens.
+
+        Teacher-forced: an answer's tokens are given, none is written.
+        Patches act at the prompt's positions only, as in `generate`.
+
+        Raises:
+            ModelError: not one list of answers per row, or an answer without visible characters.
+        """
+        with torch.no_grad():
+            return _generate.answer_logprobs(self, batch, answers, patches)
+
+    def reply(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        answers: Sequence[Sequence[str]],
+        patches: Sequence[Patch] = (),
+    ) -> tuple[list[str], list[list[float]]]:
+        """What `generate` and `answer_logprobs` give, from one and the same prefill."""
+        with torch.no_grad():
+            return _generate.reply(self, batch, max_new_tokens, answers, patches)
+
     def name_logprobs(self, batch: Batch, names: Sequence[str]) -> Float[Tensor, "batch name"]:
         """log P(" name" | prompt), summed over the name's tokens."""
         with torch.no_grad():

@@ -145,6 +145,7 @@ def repair(summary: Record) -> Finding:
         if model in summary["recovery"]:
             sentences.append(_prompt_sentence(model, summary["recovery"][model]))
             works += [f"{s} in {model}" for s in _closing(summary["recovery"][model])]
+            sentences += _beside_sentence(model, summary["recovery"][model])
     nothing = "No repair is shown by these data" if sentences else "Not measured"
     verdict = f"In part: {'; '.join(works)}" if works else nothing
     return Finding("Can the loss be repaired?", verdict, tuple(sentences))
@@ -167,12 +168,32 @@ def _patch_sentence(model: str, found: Record) -> str:
         f"{pct(recovered.get('random', {}))} (difference {pct(gap, signed=True)}: {zero(gap)}"
         f"{few(gap.get('n_entities'))}). A wrong entity's activations bring back "
         f"{pct(recovered.get('wrong_entity', {}))} and move {pct(found['moved_to_donor'])} of the answers to that "
-        f"entity's fact. Back-patching (pair chosen on the dev split) brings back "
-        f"{pct(found['back_patch']['test'])} of the test split."
+        f"entity's fact, which {pct(found['moved_to_donor_without_patch'])} are without a patch (difference "
+        f"{pct(found['moved_by_patch'], signed=True)}: {zero(found['moved_by_patch'])}). "
+        f"Back-patching (pair chosen on the dev split) brings back {pct(found['back_patch']['test'])} of the test "
+        f"split."
     )
+    change = found["logprob"]["lost"].get("heuristic", {})
+    text += f" The patch changes the right answer's log-probability by {words.nats(change)} nats ({zero(change)})."
     if "heuristic" in broken:
         text += f" Of {found['n_kept']} right answers the same patch breaks {pct(broken['heuristic'])}."
     return text
+
+
+def _beside_sentence(model: str, found: Record) -> list[str]:
+    """The prompts that a user could type, beside the patch."""
+    compared = {s: r["beside_patch"] for s, r in found.items() if s != "oracle_name" and "beside_patch" in r}
+    parts = [
+        f"“{STRATEGIES.get(s, s)}” brings back {pct(r['prompt'])} (difference {pct(r['difference'], signed=True)}: "
+        f"{zero(r['difference'])})"
+        for s, r in compared.items()
+        if r["n_questions"]
+    ]
+    if not parts:
+        return []
+    first = next(iter(compared.values()))
+    asked = f"the same {first['n_questions']} lost facts{few(first['patch']['n_entities'])}"
+    return [f"{model}, {asked}: the patch brings back {pct(first['patch'])}; {words.listed(parts)}."]
 
 
 def _prompt_sentence(model: str, found: Record) -> str:

@@ -55,8 +55,10 @@ def tables(summary: Record) -> list[Table]:
         _by_relation(summary),
         _recognition(summary),
         _patching(summary),
+        _wrong_entity(summary),
         _probes(summary),
         _recovery(summary),
+        _beside(summary),
     ]
 
 
@@ -166,23 +168,63 @@ def _prompt(name: str) -> str:
 
 def _patching(summary: Record) -> Table:
     rows = [(model, *row) for model, found in summary["patching"].items() for row in _patched(found)]
-    head = ("model", "intervention", "lost facts recovered", "… on the test split", "right answers broken")
-    counts = "; ".join(f"{m}: {p['n_lost']} lost, {p['n_kept']} kept" for m, p in summary["patching"].items())
-    return Table(
-        "Activation patching", head, tuple(rows), f"Questions: {counts}." if counts else "No model was patched."
+    head = (
+        "model",
+        "intervention",
+        "lost facts recovered",
+        "… on the test split",
+        "log P(right), lost facts",
+        "right answers broken",
+        "log P(right), kept facts",
     )
+    counts = "; ".join(f"{m}: {p['n_lost']} lost, {p['n_kept']} kept" for m, p in summary["patching"].items())
+    note = (
+        f"Questions: {counts}. log P(right): mean change by the patch of the log-probability of the right answer, in "
+        "nats, teacher-forced; of back-patching, and of its lost facts, on the test split."
+    )
+    return Table("Activation patching", head, tuple(rows), note if counts else "No model was patched.")
 
 
-def _patched(found: Record) -> Iterator[tuple[str, str, str, str]]:
+def _patched(found: Record) -> Iterator[tuple[str, ...]]:
+    lost, kept = found["logprob"]["lost"], found["logprob"]["kept"]
     for name, text in INTERVENTIONS.items():
         row, test = found["recovered"].get(name), found["recovered_test"].get(name, {})
         if row is not None:
-            yield text, pct(row), pct(test), pct(found["broken"].get(name, {}))
+            broken = pct(found["broken"].get(name, {}))
+            yield text, pct(row), pct(test), words.nats(lost.get(name, {})), broken, words.nats(kept.get(name, {}))
     back = found["back_patch"]
-    yield f"back-patching, pair of dev{_pair(back['pair'])}", "", pct(back["test"]), ""
-    yield f"… best pair (oracle){_pair(back['oracle_pair'])}", "", pct(back["oracle_pair_test"]), ""
-    yield "… any pair (oracle)", "", pct(back["oracle_any_pair_test"]), ""
-    yield "wrong entity: answers that become its fact", pct(found["moved_to_donor"]), "", ""
+    chosen = (
+        words.nats(lost["back_patch"]),
+        pct(found["broken"].get("back_patch", {})),
+        words.nats(kept["back_patch"]),
+    )
+    yield f"back-patching, pair of dev{_pair(back['pair'])}", "", pct(back["test"]), *chosen
+    yield f"… best pair (oracle){_pair(back['oracle_pair'])}", "", pct(back["oracle_pair_test"]), "", "", ""
+    yield "… any pair (oracle)", "", pct(back["oracle_any_pair_test"]), "", "", ""
+
+
+def _wrong_entity(summary: Record) -> Table:
+    rows = [
+        (
+            model,
+            str(found["moved_to_donor"]["n_questions"]),
+            pct(found["moved_to_donor_without_patch"]),
+            pct(found["moved_to_donor"]),
+            pct(found["moved_by_patch"], signed=True),
+            words.nats(found["towards_donor"]),
+        )
+        for model, found in summary["patching"].items()
+    ]
+    head = (
+        "model",
+        "lost facts",
+        "unpatched answer is that entity's fact",
+        "patched answer is",
+        "difference",
+        "log P(its fact) - log P(right), change",
+    )
+    note = "The difference is paired; the last column is in nats, teacher-forced."
+    return Table("A wrong entity's activations: does the answer become its fact?", head, tuple(rows), note)
 
 
 def _pair(pair: Sequence[int] | None) -> str:
@@ -233,6 +275,32 @@ def _recovery(summary: Record) -> Table:
         "… when it is wrong",
     )
     return Table("Recovery by prompting", head, tuple(rows))
+
+
+def _beside(summary: Record) -> Table:
+    rows = [
+        (model, text, str(found["n_questions"]), *_compared(found))
+        for model, strategies in summary["recovery"].items()
+        for s, text in STRATEGIES.items()
+        for found in [strategies.get(s, {}).get("beside_patch")]
+        if found is not None
+    ]
+    head = (
+        "model",
+        "prompt",
+        "lost facts",
+        "the prompt brings back",
+        "the patch brings back",
+        "difference",
+        "both / only prompt / only patch / neither",
+    )
+    note = "The same questions for both: the backbone is right, the VLM wrong, the picture recognised."
+    return Table("Patching beside prompting", head, tuple(rows), note)
+
+
+def _compared(found: Record) -> tuple[str, ...]:
+    cells = " / ".join(str(found[k]) for k in ("both", "only_prompt", "only_patch", "neither"))
+    return pct(found["prompt"]), pct(found["patch"]), pct(found["difference"], signed=True), cells
 
 
 def _by_name(row: Record) -> tuple[str, ...]:

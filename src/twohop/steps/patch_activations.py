@@ -1,41 +1,44 @@
 """Can the loss be repaired by giving the VLM its backbone's early entity activations? (Study, section 4.)
 
 inputs: the questions with pictures, the VLM's and its backbone's answers and activations, recognition, the
-attribution's position scores. outputs: one graded answer per question and intervention, and what they say.
+attribution's position scores. outputs: one row per question and intervention, and what they say.
 1. Sets: `lost` (backbone right, VLM wrong, recognised) and `kept` (both right).
-2. Plans: for every intervention, which activations go where (`analysis.Plan`).
-3. Patched greedy answers, graded; a finished intervention is a small file in the work folder, so a killed job resumes.
-4. Recovered and broken shares with intervals.
+2. Interventions: which activations go where (`analysis.Intervention`); one engine (`steps._intervening`) runs them all.
+   It first patches runs with their own activations: no logit may change.
+3. Patched greedy answers, graded, and log P of the right answer. What is finished together is a small file in the work
+   folder, named by the digest of its interventions, so a killed job resumes.
+4. The sweep: layers x site x span, by log P; greedy answers along its main curve.
+5. Recovered and broken shares and changes of log P, with intervals.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import polars as pl
-import torch
-from torch import Tensor
 
 from twohop.analysis import (
+    Intervention,
     Pair,
-    Plan,
     Planner,
     SpanScores,
     choose_pair,
+    digest_of,
     grade,
     patching_sets,
     sample_sets,
-    span_mask,
     stratified_sample,
     summarise_outcomes,
+    windows,
     wrong_donors,
 )
 from twohop.config import PatchActivations
 from twohop.data import open_pictures
-from twohop.models import Batch, Model, Patch, Prompt, Site, open_model
+from twohop.models import Batch, Model, Prompt, open_model
 from twohop.steps._asking import encode_by_id
+from twohop.steps._intervening import Donors, Engine, Reply
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import ActivationReader, read_table, schemas, write_json, write_table
 
@@ -59,39 +62,18 @@ STEP = Step(
 log = logging.getLogger(__name__)
 
 
-class _Donors:
-    """The `mlp_write` rows that plans write; a name's rows are read once."""
+SELF_CHECKED = 4
+"""Questions of the engine's self-check; it holds every layer's activations at once."""
 
-    def __init__(self, backbone: ActivationReader, own: ActivationReader, ids: Sequence[str]) -> None:
-        self._backbone, self._own, self._ids = backbone, own, list(ids)
-        self._rows: dict[tuple[bool, int, str], Tensor] = {}
-        self._means: dict[int, Tensor] = {}
 
-    def length(self, question_id: str) -> int:
-        """Tokens of the donor's name."""
-        return self._read(False, 0, question_id).shape[0]
+@dataclass(frozen=True)
+class _Unit:
+    """What is answered, stored and resumed together."""
 
-    def values(self, plan: Plan, layer: int) -> Tensor:
-        """Float["token d_model"] of the plan's length; of a longer donor the last tokens."""
-        n = plan.span_length
-        if plan.donor_id is not None:
-            return self._read(plan.intervention == "own_text", layer, plan.donor_id)[-n:]
-        mean = self._mean(layer).expand(n, -1)
-        return torch.zeros_like(mean) if plan.intervention == "zero" else mean
-
-    def _read(self, own: bool, layer: int, question_id: str) -> Tensor:
-        key = (own, layer, question_id)
-        if key not in self._rows:
-            reader = self._own if own else self._backbone
-            self._rows[key] = torch.tensor(reader.read_entity_tokens("text", "mlp_write", layer, question_id))
-        return self._rows[key]
-
-    def _mean(self, layer: int) -> Tensor:
-        """Mean over every token of every donor of the sets."""
-        if layer not in self._means:
-            rows = [self._read(False, layer, i) for i in self._ids]
-            self._means[layer] = torch.cat(rows).mean(0, keepdim=True)
-        return self._means[layer]
+    name: str
+    interventions: list[Intervention]
+    writes: bool = True
+    """Greedy answers are written; else only given answers are scored."""
 
 
 @dataclass
@@ -103,8 +85,7 @@ class _Bench:
     model: Model
     questions: dict[str, dict[str, Any]]
     sets: pl.DataFrame
-    donors: _Donors
-    prompts: dict[str, Prompt]
+    engine: Engine
     wrong: dict[str, str]
     """Question -> question of the wrong donor."""
     available: dict[str, int]
@@ -114,6 +95,25 @@ class _Bench:
     def drawn(self) -> dict[str, dict[str, Any]]:
         """The drawn questions by id."""
         return {row["question_id"]: row for row in self.sets.iter_rows(named=True)}
+
+    @cached_property
+    def planner(self) -> Planner:
+        """Makes this bench's interventions."""
+        layers = tuple(range(min(self.params.donor_layers, self.model.n_layers)))
+        spans = read_table(self.job.input("spans"), schemas.SPANS)
+        batches = {i: self.model.batch([prompt]) for i, prompt in self.engine.prompts.items()}
+        room = {i: _n_positions(batch) for i, batch in batches.items()}
+        images = {i: batch.spans[0][1] - batch.spans[0][0] for i, batch in batches.items()}
+        scores = SpanScores(spans, len(layers))
+        return Planner(scores, room, images, self.engine.donors.length, layers, self.params.seed)
+
+    def answers(self, intervention: Intervention) -> list[str]:
+        """Texts whose log P is wanted: the right answer; without a patch and from a wrong entity, that one's too."""
+        question = intervention.question_id
+        found = [self.questions[question]["answer"]]
+        if intervention.name in ("none", "wrong_entity") and question in self.wrong:
+            found.append(self.questions[self.wrong[question]]["answer"])
+        return found
 
     def ids(self, name: str) -> list[str]:
         """Question ids of a set."""
@@ -133,9 +133,10 @@ def run(job: Job) -> Summary:
         ActivationReader(job.input("activations")) as own,
     ):
         bench = _bench(job, params, model, backbone, own)
+        changed = _self_check(bench)
         outcomes = _outcomes(bench)
     write_table(job.output("outcomes"), outcomes, schemas.OUTCOMES)
-    write_json(job.output("metrics"), _metrics(bench, outcomes))
+    write_json(job.output("metrics"), {**_metrics(bench, outcomes), "self_patch": changed})
     lost, kept = len(bench.ids("lost")), len(bench.ids("kept"))
     return {"lost": lost, "kept": kept, "answers": outcomes.height}
 
@@ -165,76 +166,115 @@ def _bench(
         model=model,
         questions={row["question_id"]: row for row in questions.iter_rows(named=True)},
         sets=sets,
-        donors=_Donors(backbone, own, sets["question_id"].to_list()),
-        prompts={
-            q["question_id"]: Prompt(q["before"], None, q["after"], features[q["picture_id"]])
-            for q in sets.iter_rows(named=True)
-        },
+        engine=Engine(
+            model=model,
+            donors=Donors(backbone, own),
+            prompts={
+                q["question_id"]: Prompt(q["before"], None, q["after"], features[q["picture_id"]])
+                for q in sets.iter_rows(named=True)
+            },
+            batch=params.batch,
+        ),
         wrong=wrong_donors(sets, questions, set(known) & named, params.seed),
         available=available,
     )
 
 
+def _self_check(bench: _Bench) -> dict[str, object]:
+    """Every site of a few questions' own runs, patched into them: no logit may change."""
+    ids, layers = list(bench.drawn)[:SELF_CHECKED], tuple(range(bench.model.n_layers))
+    sites = list(dict.fromkeys(("resid_post", *bench.params.sweep_sites)))
+    planned = [bench.planner.unchanged(i, site, layers) for site in sites for i in ids]
+    changed = bench.engine.self_check(planned)
+    log.info("self-check: own activations of %d questions change a logit by at most %g", len(ids), changed)
+    return {"largest_logit_change": changed, "n_questions": len(ids), "sites": sites, "n_layers": len(layers)}
+
+
 def _outcomes(bench: _Bench) -> pl.DataFrame:
     """Every intervention on both sets; finished ones are read back from the work folder."""
-    parts = [pl.DataFrame(schema=schemas.OUTCOMES)]
-    parts += [_finished(bench, name, lambda plans=plans: _answer(bench, plans)) for name, plans in _units(bench)]
-    pairs = _back_pairs(bench)
-    tried = _finished(bench, "back_patch-lost", lambda: _answer_back(bench, bench.ids("lost"), pairs))
-    pair = choose_pair(tried.filter(pl.col("split") == "dev"), pairs)
-    parts.append(tried)
+    none = pl.concat([_finished(bench, unit, {}) for unit in _plain_units(bench)])
+    plain = {row["question_id"]: row for row in none.iter_rows(named=True)}
+    parts = [none]
+    parts += [_finished(bench, unit, plain) for unit in (*_units(bench), *_sweep_units(bench))]
+    pairs, back = _back_pairs(bench), bench.planner.back_patch
+    tried = _Unit("back_patch-lost", [back(i, pair) for i in bench.ids("lost") for pair in pairs])
+    parts.append(_finished(bench, tried, plain))
+    pair = choose_pair(parts[-1].filter(pl.col("split") == "dev"), pairs)
     if pair is not None:
-        name = f"back_patch-kept-{pair[0]}-{pair[1]}"
-        parts.append(_finished(bench, name, lambda: _answer_back(bench, bench.ids("kept"), [pair])))
+        chosen = _Unit("back_patch-kept", [back(i, pair) for i in bench.ids("kept")])
+        parts.append(_finished(bench, chosen, plain))
     return pl.concat(parts)
 
 
-def _finished(bench: _Bench, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-    path = bench.job.work / f"{name}.parquet"
+def _finished(bench: _Bench, unit: _Unit, plain: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
+    """The unit's rows, from the work folder when it was finished before.
+
+    Args:
+        bench: everything that a patched run needs.
+        unit: what is run.
+        plain: question to its row without a patch.
+    """
+    digest = digest_of(unit.interventions)
+    path = bench.job.work / f"{unit.name}-{digest}.parquet"
     if path.exists():
-        log.info("%s: answered before", name)
+        log.info("%s %s: answered before", unit.name, digest)
         return read_table(path, schemas.OUTCOMES)
-    table = make()
+    answers = {i.question_id: bench.answers(i) for i in unit.interventions}
+    length = bench.params.max_new_tokens if unit.writes else 0
+    replies = bench.engine.replies(unit.interventions, answers, length)
+    rows = [_outcome(bench, i, r, plain) for i, r in zip(unit.interventions, replies, strict=True)]
+    table = _table(rows)
     write_table(path, table, schemas.OUTCOMES)
-    log.info("%s: %d of %d answers right", name, int(table["correct"].sum()), table.height)
+    right, change = int(table["correct"].sum()), (table["right_logprob"] - table["right_logprob_plain"]).mean()
+    log.info("%s %s: %d runs, %d right, log P(right) %s", unit.name, digest, table.height, right, change)
     return table
 
 
-def _units(bench: _Bench) -> Iterator[tuple[str, list[Plan]]]:
-    """What is answered, stored and resumed together: a name and its plans."""
-    planner = _planner(bench)
-    for kind, ids in (("lost", bench.ids("lost")), ("kept", bench.ids("kept"))):
-        yield f"none-{kind}", [Plan(i, "none") for i in ids]
-        for name in ("heuristic", "zero", *(("own_text", "mean") if kind == "lost" else ())):
-            yield f"{name}-{kind}", [planner.heuristic(i, name, i) for i in ids]
-        for draw in range(bench.params.random_spans if kind == "lost" else 1):
-            yield f"random-{kind}-{draw}", [planner.random(i, draw) for i in ids]
-    lost = bench.ids("lost")
-    wrong = [(i, bench.wrong[i]) for i in lost if i in bench.wrong]
-    yield "wrong_entity-lost", [planner.heuristic(i, "wrong_entity", donor) for i, donor in wrong]
-    swept = stratified_sample(
-        [bench.questions[i]["relation"] for i in lost], bench.params.sweep_examples, bench.params.seed
+def _plain_units(bench: _Bench) -> Iterator[_Unit]:
+    for kind in ("lost", "kept"):
+        yield _Unit(f"none-{kind}", [bench.planner.plain(i) for i in bench.ids(kind)])
+
+
+def _units(bench: _Bench) -> Iterator[_Unit]:
+    """The heuristic patch and its controls, on both sets."""
+    planner = bench.planner
+    for kind in ("lost", "kept"):
+        ids = bench.ids(kind)
+        for name in ("heuristic", "zero", "own_text", "mean"):
+            yield _Unit(f"{name}-{kind}", [planner.heuristic(i, name, i) for i in ids])
+        for draw in range(bench.params.random_spans):
+            yield _Unit(f"random-{kind}-{draw}", [planner.random(i, draw) for i in ids])
+        wrong = [(i, bench.wrong[i]) for i in ids if i in bench.wrong]
+        yield _Unit(f"wrong_entity-{kind}", [planner.heuristic(i, "wrong_entity", donor) for i, donor in wrong])
+
+
+def _sweep_units(bench: _Bench) -> Iterator[_Unit]:
+    """Windows of layers x site x span on some lost facts.
+
+    The main patch, deepened layer by layer, is the curve: it has greedy answers and more questions than other cells.
+    """
+    planner, params, lost = bench.planner, bench.params, bench.ids("lost")
+    drawn = stratified_sample(
+        [bench.questions[i]["relation"] for i in lost], max(params.sweep_examples, params.grid_examples), params.seed
     )
-    for layers in _sweep_layers(bench):
-        yield f"sweep-lost-{layers}", [planner.heuristic(lost[j], "sweep", lost[j], layers) for j in sorted(swept)]
-
-
-def _planner(bench: _Bench) -> Planner:
-    layers = min(bench.params.donor_layers, bench.model.n_layers)
-    spans = read_table(bench.job.input("spans"), schemas.SPANS)
-    room = {i: _n_positions(bench.model.batch([prompt])) for i, prompt in bench.prompts.items()}
-    return Planner(SpanScores(spans, layers), room, bench.donors.length, layers, bench.params.seed)
+    curve_ids, grid_ids = ([lost[j] for j in drawn[:n]] for n in (params.sweep_examples, params.grid_examples))
+    every = windows(params.sweep_layers, bench.model.n_layers)
+    _warn_left_out("sweep_layers", sum(n > bench.model.n_layers for n in params.sweep_layers), bench.model)
+    curve = [w for w in every if w[0] == 0]
+    yield _Unit("sweep-curve", [planner.heuristic(i, "sweep", i, w) for i in curve_ids for w in curve])
+    for site in params.sweep_sites:
+        cells = [(i, w) for i in grid_ids for w in every]
+        best = [planner.heuristic(i, "sweep", i, w, site) for i, w in cells if site != "mlp_write" or w not in curve]
+        yield _Unit(f"sweep-{site}-heuristic", best, writes=False)
+        last = [planner.image_last(i, "sweep", w, site) for i, w in cells]
+        yield _Unit(f"sweep-{site}-image_last", last, writes=False)
+        drawn_spans = [planner.random(i, 0, "sweep", w, site) for i, w in cells]
+        yield _Unit(f"sweep-{site}-random", drawn_spans, writes=False)
 
 
 def _n_positions(batch: Batch) -> int:
     """Positions from the first image token to `last`."""
     return int(batch.groups["last"].shape[1]) - batch.spans[0][0]
-
-
-def _sweep_layers(bench: _Bench) -> list[int]:
-    fit = [n for n in bench.params.sweep_layers if n <= bench.model.n_layers]
-    _warn_left_out("sweep_layers", len(bench.params.sweep_layers) - len(fit), bench.model)
-    return fit
 
 
 def _back_pairs(bench: _Bench) -> list[Pair]:
@@ -250,76 +290,53 @@ def _warn_left_out(key: str, n: int, model: Model) -> None:
         )
 
 
-def _answer(bench: _Bench, plans: Sequence[Plan]) -> pl.DataFrame:
-    """Greedy answers under the plans, graded."""
-    rows: list[dict[str, Any]] = []
-    for index, batch in bench.model.batches([bench.prompts[p.question_id] for p in plans], bench.params.batch):
-        chosen = [plans[i] for i in index]
-        answers = bench.model.generate(batch, bench.params.max_new_tokens, _patches(bench, chosen, batch))
-        rows += [_outcome(bench, plan, answer) for plan, answer in zip(chosen, answers, strict=True)]
-    return _table(rows)
-
-
-def _patches(bench: _Bench, plans: Sequence[Plan], batch: Batch) -> list[Patch]:
-    """One patch per layer; a row whose plan does not reach the layer is left alone."""
-    patches: list[Patch] = []
-    seq = int(batch.groups["last"].shape[1])
-    for layer in range(max(p.layers for p in plans)):
-        reached = [p.span_start is not None and layer < p.layers for p in plans]
-        starts = [
-            span[0] + p.span_start if p.span_start is not None and layer < p.layers else None
-            for span, p in zip(batch.spans, plans, strict=True)
-        ]
-        values = [bench.donors.values(p, layer) for p, here in zip(plans, reached, strict=True) if here]
-        where = span_mask(starts, [p.span_length for p in plans], seq)
-        if values:
-            patches.append(Patch(Site("mlp_write", layer), where, torch.cat(values)))
-    return patches
-
-
-def _answer_back(bench: _Bench, ids: Sequence[str], pairs: Sequence[Pair]) -> pl.DataFrame:
-    """Back-patching: the image tokens' `resid_post` of a later layer, written into an earlier one of the same run."""
-    rows: list[dict[str, Any]] = []
-    later = {Site("resid_post", late) for late, _ in pairs}
-    for index, batch in bench.model.batches([bench.prompts[i] for i in ids] if pairs else [], bench.params.batch):
-        own = bench.model.run(batch, capture=later).activations
-        where = batch.groups["image"]
-        for late, early in pairs:
-            patch = Patch(Site("resid_post", early), where, own[Site("resid_post", late)][where])
-            answers = bench.model.generate(batch, bench.params.max_new_tokens, [patch])
-            for i, span, answer in zip(index, batch.spans, answers, strict=True):
-                plan = Plan(ids[i], "back_patch", bench.params.seed, early, late, 0, span[1] - span[0])
-                rows.append(_outcome(bench, plan, answer))
-    return _table(rows)
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    keys = ["intervention", "seed", "layers", "from_layer", "question_id"]
+    keys = ["intervention", "seed", "site", "span", "first_layer", "last_layer", "from_layer", "question_id"]
     return pl.DataFrame(rows, schema=schemas.OUTCOMES).sort(keys)
 
 
-def _outcome(bench: _Bench, plan: Plan, answer: str) -> dict[str, Any]:
-    alias = bench.grade(answer, plan.question_id)
-    donor = None if plan.donor_id is None else bench.questions[plan.donor_id]["entity_id"]
-    moved = None
-    if plan.intervention == "wrong_entity" and plan.donor_id is not None:
-        moved = bench.grade(answer, plan.donor_id) is not None
-    row = bench.drawn[plan.question_id]
+def _outcome(bench: _Bench, i: Intervention, reply: Reply, plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    row = bench.drawn[i.question_id]
+    written = i.receiver_layers or (None,)
     return {
-        "question_id": plan.question_id,
+        "question_id": i.question_id,
         "set": row["set"],
         "split": row["split"],
-        "intervention": plan.intervention,
-        "seed": plan.seed,
-        "layers": plan.layers,
-        "from_layer": plan.from_layer,
-        "span_start": plan.span_start,
-        "span_length": plan.span_length,
-        "answer_text": answer,
-        "correct": alias is not None,
+        "intervention": i.name,
+        "digest": i.digest,
+        "record": i.record(),
+        "seed": i.seed,
+        "site": i.site if i.receiver_layers else None,
+        "first_layer": written[0],
+        "last_layer": written[-1],
+        "from_layer": i.donor_layers[0] if i.donor_layers != i.receiver_layers else None,
+        "span": i.span,
+        "span_start": i.span_start,
+        "span_length": i.span_length,
+        **_said(bench, i, reply, plain.get(i.question_id)),
+    }
+
+
+def _said(bench: _Bench, i: Intervention, reply: Reply, plain: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Answer and log-probabilities, beside those of the question's row without a patch (None: this is that row)."""
+    alias = None if reply.text is None else bench.grade(reply.text, i.question_id)
+    scored = {"right_logprob": reply.logprobs[0], "donor_logprob": None}
+    if len(reply.logprobs) > 1:
+        scored["donor_logprob"] = reply.logprobs[1]
+    before = plain or scored
+    named = i.donor_id if i.donor_run == "text" else None
+    wrong = named if i.name == "wrong_entity" else None
+    said, unpatched = reply.text or "", str(before.get("answer_text") or "")
+    return {
+        "answer_text": reply.text,
+        "correct": None if reply.text is None else alias is not None,
         "matched_alias": alias,
-        "donor_entity_id": donor,
-        "moved_to_donor": moved,
+        **scored,
+        "right_logprob_plain": before["right_logprob"],
+        "donor_logprob_plain": before["donor_logprob"] if scored["donor_logprob"] is not None else None,
+        "donor_entity_id": bench.questions[named]["entity_id"] if named else None,
+        "moved_to_donor": bench.grade(said, wrong) is not None if wrong else None,
+        "moved_plain": bench.grade(unpatched, wrong) is not None if wrong else None,
     }
 
 
@@ -333,7 +350,6 @@ def _metrics(bench: _Bench, outcomes: pl.DataFrame) -> dict[str, object]:
         **summary,
         "donor_layers": min(bench.params.donor_layers, bench.model.n_layers),
         "baseline": _baseline(plain.join(bench.sets.select("question_id", "image_answer"), on="question_id")),
-        "moved_to_donor_without_patch": _moved_without_patch(bench, plain),
         "n_available": bench.available,
     }
 
@@ -347,11 +363,3 @@ def _baseline(plain: pl.DataFrame) -> dict[str, int]:
             "the unpatched re-run grades %d of %d answers unlike the benchmark", plain.height - same_grade, plain.height
         )
     return {"n": plain.height, "same_text": same_text, "same_grade": same_grade}
-
-
-def _moved_without_patch(bench: _Bench, plain: pl.DataFrame) -> dict[str, int]:
-    """How often the unpatched answer is the wrong donor's fact already: what `moved_to_donor` has to exceed."""
-    answers = dict(plain.filter(pl.col("set") == "lost").select("question_id", "answer_text").iter_rows())
-    pairs = [(answers[i], donor) for i, donor in bench.wrong.items() if i in answers]
-    moved = sum(bench.grade(answer, donor) is not None for answer, donor in pairs)
-    return {"n_questions": len(pairs), "moved": moved}

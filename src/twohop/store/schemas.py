@@ -107,21 +107,31 @@ SPANS = {  # score_attribution, image run: |score| of every position, for the he
         pl.Float64
     ),  # mlp_write, image + question positions in prompt order, 0 = first image token
 }
-OUTCOMES = {  # patch_activations: one row per question and intervention
+OUTCOMES = {  # patch_activations: one row per intervention, so per question and patched run
     "question_id": Text,
     "set": Text,  # "lost" (backbone right, VLM wrong, recognised) or "kept" (both right)
     "split": Text,
     "intervention": Text,  # heuristic, random, back_patch, wrong_entity, own_text, mean, zero, sweep, none
+    "digest": Text,  # of `record`: names this intervention in logs and work files
+    "record": Text,  # JSON of the whole `analysis.Intervention`: the run can be made again from it
     "seed": Count,
-    "layers": Count,  # donor layers 0..layers-1; for back_patch the earlier (receiving) layer
-    "from_layer": Count,  # back_patch: the later layer; else null
+    "site": Text,  # what is written: mlp_write, attn_write, resid_post; null when nothing is
+    "first_layer": Count,  # receiving layers first_layer..last_layer; null when nothing is written
+    "last_layer": Count,
+    "from_layer": Count,  # back_patch: the later layer that is read; else null (the layers read are those written)
+    "span": Text,  # how the receiving span was chosen: heuristic, random, image_last, image, none
     "span_start": Count,  # first receiving position relative to the first image token; null when none
     "span_length": Count,
-    "answer_text": Text,
+    "answer_text": Text,  # null where no answer was written (most of the sweep); then correct is null too
     "correct": Flag,
     "matched_alias": Text,
+    "right_logprob": Real,  # log P(right answer | patched prompt), nats, teacher-forced
+    "right_logprob_plain": Real,  # the same without a patch
     "donor_entity_id": Text,
     "moved_to_donor": Flag,  # wrong_entity: the answer is the donor's fact; else null
+    "moved_plain": Flag,  # wrong_entity: the unpatched answer is that fact already; else null
+    "donor_logprob": Real,  # wrong_entity: log P(the donor's answer | patched prompt), nats; else null
+    "donor_logprob_plain": Real,  # the same without a patch
 }
 CURVES = {  # train_probes
     "feature": Text,
