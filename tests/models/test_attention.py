@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import BUILDERS, Case, case
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from twohop.errors import ModelError
@@ -36,12 +37,17 @@ def window(tiny: Case) -> tuple[int, int]:
 
 def eager_attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Written out in the model's dtype; transformers' own has its softmax in float32. Cross-attention has no mask."""
+) -> tuple[torch.Tensor, Any]:
+    """Written out in the model's dtype; transformers' own has its softmax in float32.
+
+    Mllama's cross-attention, which nothing cuts, gets no mask here and is left to sdpa.
+    """
+    if mask is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     groups = module.num_key_value_groups
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     weights = query @ key.transpose(2, 3) * kwargs["scaling"]
-    weights = (weights if mask is None else weights + mask).softmax(-1)
+    weights = (weights + mask).softmax(-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 

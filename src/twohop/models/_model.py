@@ -230,7 +230,7 @@ class Model:
             return _generate.name_logprobs(self, batch, names, patches)
 
     def best_names(self, batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()) -> list[int]:
-        """Index of the most probable name per row; exact, the first one when two are equal; patches act on the prompt."""
+        """Index of the most probable name per row, exact, the first of equals. Patches act on the prompt."""
         with torch.no_grad():
             return _generate.best_names(self, batch, names, patches)
 
