@@ -175,7 +175,6 @@ def _descend(
     return best, best_step, best_kl
 
 
-def candidate_tokens(logits: Float[Tensor, "token vocab"], always: Sequence[int], n: int) -> list[int]:
+def candidate_tokens(probability: Float[Tensor, " vocab"], always: Sequence[int], n: int) -> list[int]:
     """The candidate vocabulary, ascending: `always`, and the `n` tokens of the largest summed probability."""
-    total = logits.softmax(-1).sum(0)
-    return sorted({*always, *total.topk(min(n, len(total))).indices.tolist()})
+    return sorted({*always, *probability.topk(min(n, len(probability))).indices.tolist()})

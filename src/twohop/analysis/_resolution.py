@@ -18,7 +18,7 @@ treated alike:
 Layers count as the probes': 0 is the embedding, l what layer l - 1 writes, so that depth = layer / n_layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +31,14 @@ Rule = Literal["near_maximum", "half_of_sum"]
 NEAR = 0.9
 """Share of a curve's own maximum that counts as resolved (study, section 5)."""
 HALF = 0.5
+HEADLINE: Mapping[str, tuple[str, ...]] = {
+    "logit_lens": ("last",),
+    "tuned_lens": ("last",),
+    "patchscope": ("last", "mean"),
+    "knockout": ("name",),
+}
+"""Method -> readouts, the first that was measured speaks for it. The lenses and Patchscopes read the entity's last
+token, as the probes' figure does: the one place that has seen the whole picture, and the same for all three."""
 ALPHA = 0.05
 """Level of the test that a method reads anything."""
 Layered = Float[np.ndarray, "draw layer"]
@@ -169,6 +177,17 @@ def depth_difference(first: Readings, second: Readings, n_layers: int, n_boot: i
         return a - depths_of(sums[:, split:], second.layers, n_layers, second.rule)
 
     return bootstrap(both, difference, n_boot, seed)
+
+
+def headline_readouts(found: Collection[tuple[str, str]]) -> dict[str, str]:
+    """Method -> the readout that speaks for it: the first of `HEADLINE` that was measured. Fixed, never chosen by what
+    it gives.
+    """
+    return {
+        m: next(r for r in wanted if (m, r) in found)
+        for m, wanted in HEADLINE.items()
+        if any((m, r) in found for r in wanted)
+    }
 
 
 def spread(depths: Mapping[str, float | None]) -> float | None:

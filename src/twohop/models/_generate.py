@@ -66,24 +66,22 @@ def _first_line(text: str) -> str:
     return text.strip().split("\n")[0].strip()
 
 
-def name_logprobs(
-    model: "Model", batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()
-) -> Float[Tensor, "batch name"]:
+def name_logprobs(model: "Model", batch: Batch, names: Sequence[str]) -> Float[Tensor, "batch name"]:
     """See `Model.name_logprobs`."""
     ids = _name_ids(model, names)
-    cache, logits = _prefill(model, batch, patches)
+    cache, logits = _prefill(model, batch, ())
     rows = [(r, n) for r in range(len(batch)) for n in range(len(names))]
     scores = _scores(model, batch, cache, logits.log_softmax(-1), ids, rows)
     return torch.tensor(scores, dtype=torch.float32).reshape(len(batch), len(names))
 
 
-def best_names(model: "Model", batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()) -> list[int]:
+def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
     """Branch and bound: log P(name) <= log P(its first token), so names are scored in the order of that bound.
 
     A row is done when the next bound is below the best score that it has.
     """
     ids = _name_ids(model, names)
-    cache, logits = _prefill(model, batch, patches)
+    cache, logits = _prefill(model, batch, ())
     logprobs = logits.log_softmax(-1)
     bounds = logprobs[:, torch.tensor([i[0] for i in ids], device=model.device)].cpu()
     order = bounds.argsort(dim=1, descending=True, stable=True).tolist()

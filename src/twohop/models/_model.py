@@ -222,17 +222,15 @@ class Model:
             stack.enter_context(torch.no_grad())
             return _generate.greedy(self, batch, max_new_tokens, patches, knockouts)
 
-    def name_logprobs(
-        self, batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()
-    ) -> Float[Tensor, "batch name"]:
-        """log P(" name" | prompt), summed over the name's tokens; patches act on the prompt."""
+    def name_logprobs(self, batch: Batch, names: Sequence[str]) -> Float[Tensor, "batch name"]:
+        """log P(" name" | prompt), summed over the name's tokens."""
         with torch.no_grad():
-            return _generate.name_logprobs(self, batch, names, patches)
+            return _generate.name_logprobs(self, batch, names)
 
-    def best_names(self, batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()) -> list[int]:
-        """Index of the most probable name per row, exact, the first of equals. Patches act on the prompt."""
+    def best_names(self, batch: Batch, names: Sequence[str]) -> list[int]:
+        """Index of the most probable name per row; exact, the first one when two are equal."""
         with torch.no_grad():
-            return _generate.best_names(self, batch, names, patches)
+            return _generate.best_names(self, batch, names)
 
 
 def _stop_ids(net: Any, tokenizer: Any) -> frozenset[int]:
