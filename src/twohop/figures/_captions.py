@@ -118,8 +118,8 @@ def resolution(summary: Record) -> str:
         return "Resolution was not measured."
     return (
         f"Depth by which the entity is resolved. {'; '.join(parts)}. Dotted: the same for other entities' names; "
-        "dashed: the depth (lenses, Patchscopes: 90 % of the curve's own maximum; knockout: half of the summed loss). A "
-        "backbone is read at its names, as a reference."
+        "dashed: the depth (lenses, Patchscopes: 90 % of the curve's own maximum; knockout: half of the summed loss). "
+        "A backbone is read at its names, as a reference."
     )
 
 

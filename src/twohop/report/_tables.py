@@ -227,8 +227,8 @@ def _resolution(summary: Record) -> Table:
     head = ("model", "method", "read at", "entities", "at best", "other names there", "test", "resolved at", "layer")
     note = (
         "Lenses and Patchscopes: share of entities whose name's first token ranks first among all names'; resolved "
-        "where 90 % of the curve's own maximum is reached. Knockout: loss in nats (name), share of first ranks, or logits "
-        "(answer); resolved where half of the summed loss is reached. Test: permuted names, largest of all layers."
+        "where 90 % of the curve's own maximum is reached. Knockout: loss in nats (name), share of first ranks, or "
+        "logits (answer); resolved where half of the summed loss is reached. Test: permuted names, over all layers."
     )
     return Table("Resolution depth", head, tuple(rows), note)
 
