@@ -28,7 +28,8 @@ def unembed(
             f"give residuals of width {decoder.d_model} of a model whose lm_head is linear",
         )
     normed: Tensor = decoder.stack.norm(resid.to(head.weight))
-    weight, bias = head.weight, head.bias
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
     if tokens is not None:
         index = torch.tensor(list(tokens), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]

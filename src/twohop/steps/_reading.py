@@ -6,8 +6,9 @@ the picture's tokens, in a text run (a backbone's) at the name's.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,17 @@ class Reader:
     names: list[str]
     """Of the whole entity table."""
 
-    @property
+    @cached_property
     def first_of_names(self) -> list[int]:
         """First token of every name, with the space before it."""
         return [self.model.tokenize(f" {name}")[0] for name in self.names]
 
-    @property
+    @cached_property
     def first_of_items(self) -> list[int]:
         """First token of every item's name."""
         return [self.model.tokenize(f" {item.name}")[0] for item in self.items]
 
-    @property
+    @cached_property
     def tokens(self) -> list[int]:
         """Distinct first tokens of all names, ascending."""
         return sorted(set(self.first_of_names))
@@ -124,60 +125,71 @@ def entity_tokens(batch: Batch) -> Tensor:
 
 # --- logit lens and tuned lens ----------------------------------------------------------------------------------------
 
-Vectors = dict[int, list[Float[Tensor, "token d_model"]]]
-"""Layer -> per item the residuals at its tokens."""
+Lens = Callable[[int, Tensor], Tensor]
+"""(layer, residuals) -> residuals in the basis of the last layer."""
 
 
-def item_vectors(reader: Reader, layers: Sequence[int]) -> Vectors:
-    """Residuals at every item's tokens. What follows them is left out, as nothing before it can see it."""
-    model = reader.model
-    found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
-    for index, batch in model.batches(reader.prompts(after=""), reader.params.batch):
-        activations = model.run(batch, [site(n) for n in layers]).activations
-        for layer in layers:
-            states = activations[site(layer)]
-            found[layer] |= {i: states[row][entity_tokens(batch)[row]].cpu() for row, i in enumerate(index)}
-    return {layer: [rows[i] for i in range(len(reader.items))] for layer, rows in found.items()}
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of the entity's tokens, layer by layer: a picture may have hundreds, so not their residuals."""
 
-
-def read_lens(reader: Reader, vectors: Vectors, method: str, lens: Callable[[int, Tensor], Tensor]) -> list[Read]:
-    """Is the right name's first token the most probable among all names' first tokens? One `Read` per place.
-
-    Args:
-        reader: the model and the names.
-        vectors: residuals per layer.
-        method: name in the tables.
-        lens: (layer, residuals) -> residuals in the basis of the last layer.
-    """
-    columns, layers = reader.columns(), sorted(vectors)
-    hits: dict[str, list[Scores]] = {place: [] for place in PLACES}
-    logprobs: dict[str, list[np.ndarray]] = {place: [] for place in PLACES}
-    for layer in layers:
-        for place, scores in _lens_scores(reader, vectors[layer], lambda h, n=layer: lens(n, h)).items():
-            hits[place].append(reader.hits(scores))
-            logprobs[place].append(scores[np.arange(len(columns)), columns])
-    ids = [item.entity_id for item in reader.items]
-    return [
-        Read(method, place, ids, Readings(tuple(layers), np.stack(hits[place])), np.stack(logprobs[place]))
-        for place in PLACES
-    ]
+    vectors: dict[tuple[str, int], Float[Tensor, "item d_model"]]
+    """(place, layer) -> residuals of the last token, or their mean over the tokens."""
+    best: dict[tuple[str, int], Float[Tensor, "item token"]]
+    """(method, layer) -> every first token's largest log-probability over the entity's tokens."""
 
 
 @torch.no_grad()
-def _lens_scores(
-    reader: Reader, vectors: Sequence[Tensor], lens: Callable[[Tensor], Tensor]
-) -> dict[str, Float[np.ndarray, "item token"]]:
-    tokens, counts = reader.tokens, [len(v) for v in vectors]
+def look_at_items(reader: Reader, layers: Sequence[int], lenses: Mapping[str, Lens], lensed: Sequence[int]) -> Seen:
+    """Residuals of every item. What follows the entity is left out, as nothing before it can see it.
 
-    def logprobs(resid: Tensor) -> Tensor:
-        return reader.model.unembed(lens(resid.to(reader.model.device)), tokens).log_softmax(-1).cpu()
+    Args:
+        reader: the model and its items.
+        layers: all that are read.
+        lenses: method -> lens.
+        lensed: the layers that the lenses look at.
+    """
+    model = reader.model
+    vectors: dict[tuple[str, int], dict[int, Tensor]] = {(p, n): {} for p in ("last", "mean") for n in layers}
+    best: dict[tuple[str, int], dict[int, Tensor]] = {(m, n): {} for m in lenses for n in lensed}
+    for index, batch in model.batches(reader.prompts(after=""), reader.params.batch):
+        activations, where = model.run(batch, [site(n) for n in layers]).activations, entity_tokens(batch)
+        for layer in layers:
+            rows = {i: activations[site(layer)][row][where[row]] for row, i in enumerate(index)}
+            vectors["last", layer] |= {i: states[-1].cpu() for i, states in rows.items()}
+            vectors["mean", layer] |= {i: states.mean(0).cpu() for i, states in rows.items()}
+            for method, lens in lenses.items() if layer in lensed else ():
+                best[method, layer] |= {i: name_logprobs(reader, lens(layer, h)).max(0).values for i, h in rows.items()}
+    items = range(len(reader.items))
+    return Seen(
+        {key: torch.stack([rows[i] for i in items]) for key, rows in vectors.items()},
+        {key: torch.stack([rows[i] for i in items]) for key, rows in best.items()},
+    )
 
-    every = logprobs(torch.cat(list(vectors))).split(counts)
-    return {
-        "mean": logprobs(torch.stack([v.mean(0) for v in vectors])).numpy(),
-        "last": torch.stack([rows[-1] for rows in every]).numpy(),
-        "best": torch.stack([rows.max(0).values for rows in every]).numpy(),
-    }
+
+@torch.no_grad()
+def name_logprobs(reader: Reader, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
+    """Log-probability of the names' first tokens among themselves, unembedded from residuals of the last basis."""
+    return reader.model.unembed(resid.to(reader.model.device), reader.tokens).log_softmax(-1).cpu()
+
+
+def read_lens(reader: Reader, seen: Seen, layers: Sequence[int], method: str, lens: Lens) -> list[Read]:
+    """Is the right name's first token the most probable among all names' first tokens? One `Read` per place."""
+    columns, ids = reader.columns(), [item.entity_id for item in reader.items]
+    found: list[Read] = []
+    for place in PLACES:
+        scores = [
+            (
+                seen.best[method, n]
+                if place == "best"
+                else name_logprobs(reader, lens(n, seen.vectors[place, n].to(reader.model.device)))
+            ).numpy()
+            for n in layers
+        ]
+        hits = np.stack([reader.hits(rows) for rows in scores])
+        logprob = np.stack([rows[np.arange(len(columns)), columns] for rows in scores])
+        found.append(Read(method, place, ids, Readings(tuple(layers), hits), logprob))
+    return found
 
 
 @dataclass(frozen=True)
@@ -282,18 +294,18 @@ def _logged(fit: LensFit, text: LensText) -> dict[str, Any]:
 # --- Patchscopes ------------------------------------------------------------------------------------------------------
 
 
-def read_patchscope(reader: Reader, vectors: Vectors) -> list[Read]:
+def read_patchscope(reader: Reader, seen: Seen, layers: Sequence[int]) -> list[Read]:
     """Write each item's residual into an identity prompt and see which name comes out (Ghandeharioun et al. 2024,
     2401.06102, section 4): by the most probable of all names' first tokens, as the lenses, and by what is written.
     """
-    params, layers = reader.params, sorted(vectors)
+    params = reader.params
     found: list[Read] = []
     ids = [item.entity_id for item in reader.items]
     for place in params.patchscope_places:
         hits, written, logprobs = list[Scores](), list[Scores](), list[np.ndarray]()
         for layer in layers:
             part = f"patchscope-{place}-{layer}"
-            rows = finished_part(reader.work, part, lambda n=layer, p=place: _patched(reader, vectors[n], n, p))
+            rows = finished_part(reader.work, part, lambda n=layer, p=place: _patched(reader, seen.vectors[p, n], n))
             scores = np.array([row["logprobs"] for row in rows])
             hits.append(reader.hits(scores))
             logprobs.append(scores[np.arange(len(rows)), reader.columns()])
@@ -304,16 +316,15 @@ def read_patchscope(reader: Reader, vectors: Vectors) -> list[Read]:
     return found
 
 
-def _patched(reader: Reader, vectors: Sequence[Tensor], layer: int, place: str) -> list[dict[str, Any]]:
+def _patched(reader: Reader, vectors: Float[Tensor, "item d_model"], layer: int) -> list[dict[str, Any]]:
     """Per item: log-probabilities of the names' first tokens (among them), and the text that is written."""
     model, params, tokens = reader.model, reader.params, reader.tokens
     before, after = split_prompt(params.patchscope_prompt)
     target = site(layer) if params.patchscope_target == "same" else site(0)
     rows: list[dict[str, Any]] = []
     for at in range(0, len(vectors), params.batch):
-        chunk = vectors[at : at + params.batch]
-        values = torch.stack([v[-1] if place == "last" else v.mean(0) for v in chunk]).to(model.device)
-        batch = model.batch([Prompt(before, "?", after)] * len(chunk))
+        values = vectors[at : at + params.batch].to(model.device)
+        batch = model.batch([Prompt(before, "?", after)] * len(values))
         patch = Patch(target, batch.groups["entity_last"], values)
         logprobs = model.run(batch, patches=[patch]).logits[:, tokens].log_softmax(-1).cpu()
         texts = model.generate(batch, params.patchscope_tokens, [patch])

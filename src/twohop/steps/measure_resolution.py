@@ -38,10 +38,11 @@ from twohop.models import Model, open_model
 from twohop.steps._asking import encode_by_id, split_prompt
 from twohop.steps._reading import (
     Item,
+    Lens,
     Read,
     Reader,
-    item_vectors,
     lens_text,
+    look_at_items,
     read_knockout,
     read_layers,
     read_lens,
@@ -115,16 +116,12 @@ def _read(job: Job, reader: Reader) -> tuple[list[Read], dict[int, Translator], 
     patched = read_layers(n_layers, params.patchscope_stride)
     templates = _templates(read_table(job.input("questions"), schemas.QUESTIONS), params)
     translators, log = tune_lens(reader, lambda: lens_text(reader, layers, templates), layers)
-    vectors = item_vectors(reader, sorted({*layers, *patched}))
-    lensed = {n: vectors[n] for n in layers}
     device = reader.model.device
     tuned = {n: Translator(t.weight.to(device), t.bias.to(device)) for n, t in translators.items()}
-    reads = [
-        *read_lens(reader, lensed, "logit_lens", lambda _, h: h),
-        *read_lens(reader, lensed, "tuned_lens", lambda n, h: tuned[n](h)),
-        *read_patchscope(reader, {n: vectors[n] for n in patched}),
-        *read_knockout(reader),
-    ]
+    lenses: dict[str, Lens] = {"logit_lens": lambda _, h: h, "tuned_lens": lambda n, h: tuned[n](h)}
+    seen = look_at_items(reader, sorted({*layers, *patched}), lenses, layers)
+    reads = [read for method, lens in lenses.items() for read in read_lens(reader, seen, layers, method, lens)]
+    reads += [*read_patchscope(reader, seen, patched), *read_knockout(reader)]
     return reads, translators, log
 
 
