@@ -29,7 +29,7 @@ def unembed(
         )
     normed: Tensor = decoder.stack.norm(resid.to(head.weight))
     weight: Tensor = head.weight
-    bias: Tensor | None = head.bias
+    bias: Tensor | None = getattr(head, "bias", None)
     if tokens is not None:
         index = torch.tensor(list(tokens), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
