@@ -39,6 +39,7 @@ def write_study(
     for model in MODELS:
         made.card(model)
         made.benchmark(model)
+        made.resolving(model)
         if MODELS[model]["role"] != "control":
             made.attribution(model)
         if MODELS[model]["role"] == "vlm":
@@ -188,6 +189,31 @@ class _Maker:
                         "shuffled_accuracy": 0.08, "l2": 1.0, "n_train": 40, "n_test": 12,
                     })  # fmt: skip
         self.put("curves", "train_probes", model, rows)
+
+    def resolving(self, model: str) -> None:
+        late = {"late": 5, "early": 2, "blind": 4, "lm": 1}[model]
+        readouts = {"logit_lens": "last", "tuned_lens": "last", "patchscope": "last", "knockout": "name"}
+        rows, depths = [], []
+        for method, readout in readouts.items():
+            for layer in range(0, N_LAYERS + 1, 2):
+                a = 0.8 if layer >= late else 0.1
+                rows.append({"method": method, "readout": readout, "layer": layer, "value": a, "low": a - 0.1, "high": a + 0.1, "chance": 0.08, "logprob": None, "n": 12})  # fmt: skip
+            blind = model == "blind" and method == "patchscope"
+            d = None if blind else late / N_LAYERS
+            ends = {"low": None, "high": None} if blind else {"low": d - 0.1, "high": d + 0.1}
+            depths.append({"method": method, "readout": readout, "headline": True, "versus": None, "depth": d, **ends, "layer": None if blind else late, "p_value": 0.4 if blind else 0.001, "n": 12})  # fmt: skip
+        pair = {
+            "method": "logit_lens",
+            "readout": "last",
+            "headline": True,
+            "versus": "knockout",
+            "depth": 0.0,
+            "low": -0.1,
+            "high": 0.1,
+        }
+        depths.append({**pair, "layer": None, "p_value": None, "n": 12})
+        self.put("resolution", "measure_resolution", model, rows)
+        self.put("depths", "measure_resolution", model, depths)
 
     def recovery(self, model: str) -> None:
         rows = []

@@ -21,6 +21,7 @@ MEASURED_MB = {
     "score_attribution": 2262,
     "patch_activations": 1554,
     "train_probes": 523,
+    "measure_resolution": 1693,
     "recover_recall": 1631,
 }
 """Peak memory on the default study in MiB."""

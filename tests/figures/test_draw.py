@@ -73,7 +73,7 @@ def test_an_empty_set_is_said_and_not_drawn(nothing_lost):
 
 
 def test_a_study_without_the_analyses_still_has_its_figures(study):
-    bare = replace(study, scores={}, validation={}, outcomes={}, curves={}, recovered={})
+    bare = replace(study, scores={}, validation={}, outcomes={}, curves={}, resolution={}, depths={}, recovered={})
     summary = summarise(bare, [], 100, 0)
     for name in FIGURES:
         assert words(drawn(name, bare, summary))

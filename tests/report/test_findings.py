@@ -83,7 +83,7 @@ def test_depth_comes_from_the_held_out_style(changed):
 
 
 def test_nothing_measured_is_said(changed):
-    bare = {**changed, "probes": {}, "patching": {}, "recovery": {}, "attribution": {}}
+    bare = {**changed, "probes": {}, "resolution": {}, "patching": {}, "recovery": {}, "attribution": {}}
     assert [f.verdict for f in find(bare)[1:]] == ["Not measured", "Not measured"]
 
 

@@ -4,7 +4,9 @@
 # outputs: results/extract_activations/{model}/activations.h5
 #          .cache/twohop/shards/{model}/{shard}-of-{shards}.json, for the time between the shards and the file
 #          results/train_probes/{model}/{curves.parquet,probes.safetensors,metrics.json}
+#          results/measure_resolution/{model}/{resolution,readings,depths}.parquet, tuned_lens.safetensors, metrics.json
 # steps:   extract_shard (extract_activations.shards > 1) -> extract_activations -> train_probes
+#          measure_resolution
 SHARD = ".cache/twohop/shards/{model}/{shard}-of-{shards}.json"
 SHARDS = PARAMS.extract_activations.shards
 PARTS = (
@@ -101,3 +103,35 @@ rule train_probes:
         "train_probes: {wildcards.model}"
     shell:
         "twohop train_probes {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"
+
+
+rule measure_resolution:
+    input:
+        entities="results/curate_entities/entities.parquet",
+        questions="results/build_questions/{model}/questions.parquet",
+        manifest="results/fetch_images/manifest.parquet",
+        pictures="results/fetch_images/pictures.zip",
+        card="results/prepare_model/{model}/card.json",
+    output:
+        resolution="results/measure_resolution/{model}/resolution.parquet",
+        readings="results/measure_resolution/{model}/readings.parquet",
+        depths="results/measure_resolution/{model}/depths.parquet",
+        tuned_lens="results/measure_resolution/{model}/tuned_lens.safetensors",
+        curve="results/measure_resolution/{model}/curve.csv",
+        metrics="results/measure_resolution/{model}/metrics.json",
+        lineage="results/measure_resolution/{model}/lineage.json",
+    log:
+        "logs/measure_resolution/{model}.log",
+    threads: MODEL_THREADS
+    resources:
+        mem_mb=needs_of("measure_resolution", "mem_mb"),
+        runtime=needs_of("measure_resolution", "runtime"),
+        gpu=needs_of("measure_resolution", "gpu"),
+    params:
+        call=lineage.arguments,
+        slice=slice_of("measure_resolution"),
+        code=code_of("measure_resolution"),
+    message:
+        "measure_resolution: {wildcards.model}"
+    shell:
+        "twohop measure_resolution {params.call} --params {params.slice:q} --code {params.code:q} 2> {log}"

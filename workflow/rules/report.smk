@@ -11,6 +11,7 @@ FIGURE_NAMES = (
     "patching",
     "layer_sweep",
     "probes",
+    "resolution",
     "recovery",
 )
 FIGURE_FILES = {
@@ -34,6 +35,10 @@ TABLES = {
     ),
     "outcomes": per_model("results/patch_activations/{model}/outcomes.parquet", VLMS),
     "curves": per_model("results/train_probes/{model}/curves.parquet", VLMS, CONTROLS),
+    "resolution": per_model(
+        "results/measure_resolution/{model}/resolution.parquet", MODELS
+    ),
+    "depths": per_model("results/measure_resolution/{model}/depths.parquet", MODELS),
     "recovered": per_model("results/recover_recall/{model}/recovered.parquet", VLMS),
 }
 METRICS = [
@@ -41,6 +46,7 @@ METRICS = [
     *per_model("results/score_attribution/{model}/metrics.json", BACKBONES, VLMS),
     *per_model("results/patch_activations/{model}/metrics.json", VLMS),
     *per_model("results/train_probes/{model}/metrics.json", VLMS, CONTROLS),
+    *per_model("results/measure_resolution/{model}/metrics.json", MODELS),
     *per_model("results/recover_recall/{model}/metrics.json", VLMS),
 ]
 LINEAGES = sorted(

@@ -177,6 +177,47 @@ class TrainProbes(Section):
         return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+class MeasureResolution(Section):
+    """By which layer the entity is known: lenses, Patchscopes, attention knockout (study, section 7)."""
+
+    prompt: str
+    """Naming prompt; `{entity}` is the picture (in a backbone's run: the name)."""
+    max_pictures: int = Field(ge=1)
+    """Largest number of entities, one picture each."""
+    layer_stride: int = Field(ge=1)
+    """Every n-th layer is read with the lenses; the embedding, the first and the last layer always are."""
+    lens_prompts: int = Field(ge=2)
+    """Named prompts, one entity each, that the tuned lens is trained on."""
+    lens_held_out: float = Field(gt=0, lt=1)
+    """Share of them that chooses its start and its end."""
+    lens_tokens: int = Field(ge=1)
+    """Candidate vocabulary of the tuned lens: this many of the model's most probable tokens, and the names' first."""
+    lens_steps: int = Field(ge=0)
+    """Largest number of optimiser steps per layer (0: the closed-form start)."""
+    patchscope_prompt: str
+    """Identity prompt; the entity's residual is written at a `?` in the place of `{entity}`."""
+    patchscope_target: Literal["same", "embedding"]
+    """Where it is written: at the layer that it comes from, or as an input embedding."""
+    patchscope_places: list[Literal["last", "mean"]] = Field(min_length=1)
+    """Which residual is written: that of the entity's last token, or the mean over its tokens."""
+    patchscope_stride: int = Field(ge=1)
+    """Every n-th layer is decoded; the embedding, the first and the last layer always are."""
+    patchscope_tokens: int = Field(ge=1, le=64)
+    """Length of the freely written text."""
+    knockout_window: int = Field(ge=1)
+    """Layers of a window in which `last` cannot see the entity."""
+    knockout_stride: int = Field(ge=1)
+    """Windows are centred at every n-th layer."""
+    batch: int = Field(ge=1)
+    """Prompts in a forward pass."""
+    n_boot: int = Field(ge=100)
+    """Bootstrap draws over entities."""
+    permutations: int = Field(ge=100)
+    """Permutations of names in the test that a method reads anything."""
+    seed: int = Field(ge=0)
+    """Seed of the draws of entities and prompts, the tuned lens, the test and the bootstrap."""
+
+
 class RecoverRecall(Section):
     """Recovery by prompting (study, section 6)."""
 

@@ -38,6 +38,7 @@ class Params(Section):
     score_attribution: a.ScoreAttribution
     patch_activations: a.PatchActivations
     train_probes: a.TrainProbes
+    measure_resolution: a.MeasureResolution
     recover_recall: a.RecoverRecall
     plot_figures: a.PlotFigures
     render_report: a.RenderReport
@@ -88,6 +89,8 @@ def _prompt_problems(p: Params) -> Iterator[str]:
     prompts = {f"build_questions.templates.{r}": t for r, t in p.build_questions.templates.items()}
     prompts |= {f"run_benchmark.recognition_prompts[{i}]": t for i, t in enumerate(p.run_benchmark.recognition_prompts)}
     prompts["extract_activations.pictures_prompt"] = p.extract_activations.pictures_prompt
+    prompts["measure_resolution.prompt"] = p.measure_resolution.prompt
+    prompts["measure_resolution.patchscope_prompt"] = p.measure_resolution.patchscope_prompt
     prompts["recover_recall.name_then_answer"] = p.recover_recall.name_then_answer
     for path, text in prompts.items():
         if text.count("{entity}") != 1:
@@ -138,6 +141,7 @@ def _repeated(p: Params) -> Iterator[str]:
         "patch_activations.back_pairs": [*p.patch_activations.back_pairs],
         "train_probes.features": [*p.train_probes.features],
         "train_probes.l2": [*p.train_probes.l2],
+        "measure_resolution.patchscope_places": [*p.measure_resolution.patchscope_places],
     }
     for path, items in lists.items():
         for item in items:

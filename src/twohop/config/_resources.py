@@ -200,11 +200,25 @@ def _recovery(p: Params, _: ModelSize) -> Work:
     return Work(3 * _questions(p), section.batch, new_tokens=section.max_new_tokens + p.run_benchmark.max_new_tokens)
 
 
+def _resolution(p: Params, size: ModelSize) -> Work:
+    """Text of the tuned lens; pictures once for the lenses, per layer and place in the identity prompt, and per window
+    under two prompts (a window runs one token, so it is counted as a tenth of a prompt).
+    """
+    section = p.measure_resolution
+    windows = math.ceil(size.n_layers / section.knockout_stride)
+    patched = 2 * len(section.patchscope_places) * math.ceil(size.n_layers / section.patchscope_stride)
+    pictures = min(section.max_pictures, p.curate_entities.n_entities)
+    passes = 1 + patched + 2 * (2 + windows / 10)
+    kept = 2 if section.layer_stride == 1 else 1
+    return Work(section.lens_prompts + pictures * passes, section.batch, kept, section.patchscope_tokens)
+
+
 WORKS: Mapping[str, Callable[[Params, ModelSize], Work]] = {
     "run_benchmark": _benchmark,
     "extract_activations": _extraction,
     "score_attribution": _attribution,
     "patch_activations": _patching,
+    "measure_resolution": _resolution,
     "recover_recall": _recovery,
 }
 

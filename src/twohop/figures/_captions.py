@@ -5,6 +5,7 @@ from typing import Any
 
 from twohop.figures import words as w
 from twohop.figures._draw import SPANS
+from twohop.figures._resolution import METHODS
 
 Record = Mapping[str, Any]
 
@@ -129,6 +130,27 @@ def probes(summary: Record) -> str:
     )
 
 
+def resolution(summary: Record) -> str:
+    """By which depth the entity is resolved, and how far the methods agree."""
+    parts = [f"{m}: {depth_words(r)}" for m, r in summary["resolution"].items()]
+    if not parts:
+        return "Resolution was not measured."
+    return (
+        f"Depth by which the entity is resolved. {'; '.join(parts)}. Dotted: the same for other entities' names; "
+        "dashed: the depth (lenses, Patchscopes: 90 % of the curve's own maximum; knockout: half of the summed loss). "
+        "A backbone is read at its names, as a reference."
+    )
+
+
+def depth_words(found: Record) -> str:
+    """`logit lens 100 % [90, 100], Patchscopes undefined (reads nothing)`."""
+    parts = [
+        f"{METHODS[m]} {w.percent(d) if d['value'] is not None else 'undefined (reads no name above chance)'}"
+        for m, d in found["methods"].items()
+    ]
+    return ", ".join(parts)
+
+
 def recovery(summary: Record) -> str:
     """What prompting repairs."""
     parts: list[str] = []
@@ -151,6 +173,7 @@ CAPTIONS: Mapping[str, Callable[[Record], str]] = {
     "patching": patching,
     "layer_sweep": layer_sweep,
     "probes": probes,
+    "resolution": resolution,
     "recovery": recovery,
 }
 """Figure name: its caption."""

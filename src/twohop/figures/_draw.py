@@ -1,4 +1,4 @@
-"""The seven figures: each is a function from the study and its summary to a matplotlib figure."""
+"""The figures: each is a function from the study and its summary to a matplotlib figure."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (matplotlib types its methods only in part)
 
@@ -15,6 +15,8 @@ from matplotlib.image import AxesImage
 
 from twohop.analysis._profiles import select_run
 from twohop.figures import _look as look
+from twohop.figures._colour import colour
+from twohop.figures._draw_resolution import draw_resolution
 from twohop.figures._study import Study
 from twohop.figures._summary import CONDITIONS
 
@@ -43,14 +45,6 @@ STRATEGIES = {
     "oracle_name": "true name given",
 }
 _FEATURES = {"image": "mean over image tokens", "image_last": "last image token", "last": "last position"}
-
-
-def colour(study: Study, model: str) -> str:
-    """A model's colour in every figure."""
-    role = study.models[model].role
-    if role == "vlm":
-        return look.MODEL_COLOURS[study.names("vlm").index(model) % len(look.MODEL_COLOURS)]
-    return look.BACKBONE if role == "backbone" else look.CONTROL
 
 
 def draw_benchmark(study: Study, summary: Record) -> Figure:
@@ -379,6 +373,7 @@ FIGURES: Mapping[str, Callable[[Study, Record], Figure]] = {
     "patching": draw_patching,
     "layer_sweep": draw_layer_sweep,
     "probes": draw_probes,
+    "resolution": draw_resolution,
     "recovery": draw_recovery,
 }
 """Figure name (the file's stem): how it is drawn."""

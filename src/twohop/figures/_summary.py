@@ -16,6 +16,7 @@ from twohop.analysis._probing import first_near_maximum
 from twohop.analysis._profiles import compare_profiles, correlate, summarise_run
 from twohop.analysis._recovery import beside_patch, closed_share
 from twohop.analysis._statistics import entity_sums, holm, share
+from twohop.figures._resolution import order_of_depths, resolve
 from twohop.figures._study import Study
 
 Record = dict[str, Any]
@@ -30,6 +31,7 @@ _PER_MODEL = (
     "profiles",
     "patching",
     "probes",
+    "resolution",
     "recovery",
 )
 RESOLVED_SHARE = 0.9
@@ -62,6 +64,8 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
         "profiles": {m: _profile(study, m) for m in study.names("vlm") if m in study.scores},
         "patching": {m: _patching(study, m, pairs, n_boot, seed) for m in study.outcomes},
         "probes": {m: _probes(study, m) for m in study.curves},
+        "resolution": {m: resolve(study, m) for m in study.depths},
+        "resolution_agreement": order_of_depths(study),
         "recovery": {m: _recovery(study, m, n_boot, seed) for m in study.recovered},
     }
 

@@ -98,6 +98,7 @@ def _plots(stages: Mapping[str, Variant]) -> list[Variant]:
     """What `dvc plots diff` draws: curves by layer with a line per model, and the figures side by side."""
     return [
         _curve("probe accuracy by layer", stages["train_probes"], "curve.csv", "accuracy"),
+        _curve("tuned lens at the entity by layer", stages["measure_resolution"], "curve.csv", "value"),
         _curve("MLP attribution at the entity by layer", stages["score_attribution"], "profile.csv", "share"),
         *({out: None} for out in stages["plot_figures"]["outs"] if out.endswith(".svg")),
     ]

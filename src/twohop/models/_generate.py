@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from twohop.errors import ModelError
+from twohop.models._attention import Knockout, knocked_out
 from twohop.models._hooks import hooked
 from twohop.models._prompts import Batch
 from twohop.models._sites import Patch
@@ -28,10 +29,16 @@ ROWS_AT_ONCE = 128
 """Rows of one continuation; bounds the copies of the prefix's cache."""
 
 
-def greedy(model: "Model", batch: Batch, max_new_tokens: int, patches: Sequence[Patch]) -> list[str]:
+def greedy(
+    model: "Model",
+    batch: Batch,
+    max_new_tokens: int,
+    patches: Sequence[Patch],
+    knockouts: Sequence[Knockout] = (),
+) -> list[str]:
     """See `Model.generate`."""
     _check_length(model, max_new_tokens)
-    return _decode(model, batch, *_prefill(model, batch, patches), max_new_tokens)
+    return _decode(model, batch, *_prefill(model, batch, patches, knockouts), max_new_tokens)
 
 
 def answer_logprobs(
@@ -186,10 +193,43 @@ def _tails(model: "Model", batch: Batch, cache: Any, rows: list[int], names: lis
     return (picked * known).sum(1).tolist()
 
 
-def _prefill(model: "Model", batch: Batch, patches: Sequence[Patch]) -> tuple[Any, Float[Tensor, "batch vocab"]]:
+def blocked_logits(
+    model: "Model", batch: Batch, knockouts: Sequence[Knockout]
+) -> Float[Tensor, "knockout batch vocab"]:
+    """See `Model.blocked_logits`."""
+    last = batch.groups["last"]
+    if not bool(last[:, -1].all()) or last.shape[1] < 2 or model.decoder.cross_layers:
+        todo = "use left-padded prompts of two tokens or more, of a model without cross-attention"
+        raise ModelError("the rest of the prompt cannot be shared", model.name, todo)
+    if any(bool((cut.queries & ~last).any()) for cut in knockouts):
+        raise ModelError("a knockout at another position than `last`", model.name, "use `run`")
+    embeds, shape = model.embed(batch), (len(batch), int(last.shape[1]))
+    cache = DynamicCache(config=model.net.config.get_text_config())
+    model.net(
+        inputs_embeds=embeds[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **{name: value[:, :-1] for name, value in batch.extra.items()},
+    )
+    rest = batch.input_ids[:, -1:], batch.attention_mask, batch.position_ids[:, -1:]
+    every = torch.arange(len(batch), device=model.device)
+    found: list[Tensor] = []
+    for cut in knockouts:
+        with knocked_out(model.decoder, [cut], shape):
+            found.append(_continue(model, _rows(cache, every), *rest)[:, -1])
+    return torch.stack(found)
+
+
+def _prefill(
+    model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout] = ()
+) -> tuple[Any, Float[Tensor, "batch vocab"]]:
     cache = DynamicCache(config=model.net.config.get_text_config())
     embeds = model.embed(batch)
-    with hooked(model.decoder, (int(embeds.shape[0]), int(embeds.shape[1]), model.d_model), (), patches):
+    shape = (int(embeds.shape[0]), int(embeds.shape[1]), model.d_model)
+    with hooked(model.decoder, shape, (), patches), knocked_out(model.decoder, knockouts, shape[:2]):
         return cache, model.forward(batch, embeds, cache)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twohop.figures import STRATEGIES, vlms, words
+from twohop.figures import STRATEGIES, depth_words, vlms, words
 from twohop.figures.words import p_words
 from twohop.figures.words import percent as pct
 from twohop.figures.words import small as few
@@ -103,6 +103,7 @@ def depth(summary: Record) -> Finding:
     sentences = [_depth_sentence(summary, m, curve) for m, curve in found.items()]
     if len(own) > 1:
         sentences.append(_difference({m: found[m]["first"] for m in own}, "accuracy at the embedding"))
+    sentences += [_too_late(summary, m) for m in summary["resolution"] if summary["models"][m]["role"] != "backbone"]
     return Finding("At which depth does it know what it sees?", verdict, tuple(sentences))
 
 
@@ -127,6 +128,28 @@ def _depth_sentence(summary: Record, model: str, curve: Record) -> str:
             f"model's at the name at {100 * backbone:.0f} %."
         )
     return text
+
+
+def _too_late(summary: Record, model: str) -> str:
+    """The resolution depths against the depth at which the language model's MLPs recall; a verdict only where every
+    defined depth's interval lies on one side.
+    """
+    resolved = summary["resolution"][model]
+    text = f"{model}: by four methods the entity is resolved at these depths: {depth_words(resolved)}."
+    if resolved["spread"] is not None:
+        text += f" They span {100 * resolved['spread']:.0f} % of the depth."
+    recall_at = _centre(summary, summary["models"][model]["backbone"], "text")
+    known = [d for d in resolved["methods"].values() if d["value"] is not None]
+    if recall_at is None or not known:
+        return text
+    text += f" The language model's MLPs recall from a name around {100 * recall_at:.0f} % of the depth: "
+    if any(d["low"] is None for d in known):
+        return text + "there are too few data to say which comes first."
+    if all(d["low"] > recall_at for d in known):
+        return text + "every method that reads anything puts the entity after it, so too late to reuse it."
+    if all(d["high"] < recall_at for d in known):
+        return text + "every method that reads anything puts the entity before it, so early enough to reuse it."
+    return text + "the methods' intervals do not agree on which comes first."
 
 
 def _centre(summary: Record, model: str, run: str) -> float | None:

@@ -30,6 +30,7 @@ _TITLES = {
     "patching": "Repair by patching, and what it breaks",
     "layer_sweep": "How many layers the patch needs",
     "probes": "When the entity can be read off",
+    "resolution": "By which layer the entity is resolved",
     "recovery": "Repair by prompting",
 }
 _SECTIONS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from twohop.figures import CONDITIONS, INTERVENTIONS, STRATEGIES, Study, words
+from twohop.figures import CONDITIONS, INTERVENTIONS, METHODS, STRATEGIES, Study, words
 from twohop.figures.words import percent as pct
 
 Record = Mapping[str, Any]
@@ -57,6 +57,8 @@ def tables(summary: Record) -> list[Table]:
         _patching(summary),
         _wrong_entity(summary),
         _probes(summary),
+        _resolution(summary),
+        _method_agreement(summary),
         _recovery(summary),
         _beside(summary),
     ]
@@ -256,6 +258,48 @@ def _curve(curve: Record) -> tuple[str, ...]:
     resolved = f"{curve['resolved_layer']} ({100 * curve['resolved_depth']:.0f} %)"
     ends = (pct(curve["first"]), pct(curve["best"]), str(curve["best_layer"]))
     return (str(curve["n_test"]), *ends, resolved, f"{100 * curve['shuffled_best']:.0f} %")
+
+
+def _resolution(summary: Record) -> Table:
+    rows = [
+        (_label(summary, model), METHODS[r["method"]], r["readout"], *_resolved(r))
+        for model, found in summary["resolution"].items()
+        for r in found["readouts"]
+    ]
+    head = ("model", "method", "read at", "entities", "at best", "other names there", "test", "resolved at", "layer")
+    note = (
+        "Lenses and Patchscopes: share of entities whose name's first token ranks first among all names'; resolved "
+        "where 90 % of the curve's own maximum is reached. Knockout: loss in nats (name), share of first ranks, or "
+        "logits (answer); resolved where half of the summed loss is reached. Test: permuted names, over all layers."
+    )
+    return Table("Resolution depth", head, tuple(rows), note)
+
+
+def _resolved(row: Record) -> tuple[str, ...]:
+    best = row["best"]
+    depth = "reads nothing" if row["value"] is None else pct(row)
+    layer = "" if row["layer"] is None else str(row["layer"])
+    values = (f"{best['value']:.2f} (layer {best['layer']})", f"{best['chance']:.2f}")
+    return (str(row["n_entities"]), *values, words.p_words(row["p_value"]), depth, layer)
+
+
+def _method_agreement(summary: Record) -> Table:
+    rows = [
+        (_label(summary, model), _pair_of_methods(pair), pct(gap, signed=True), "")
+        for model, found in summary["resolution"].items()
+        for pair, gap in found["differences"].items()
+    ]
+    rows += [
+        ("order of the VLMs", _pair_of_methods(pair), "", f"{o['tau']:+.1f} (n = {o['n_models']})")
+        for pair, o in summary["resolution_agreement"].items()
+        if o["tau"] is not None
+    ]
+    note = "Methods that read nothing have no depth to compare. Kendall's tau of two models only says same or opposite."
+    return Table("Agreement of the methods", ("model", "methods", "difference of depth", "tau"), tuple(rows), note)
+
+
+def _pair_of_methods(pair: str) -> str:
+    return " - ".join(METHODS[m] for m in pair.split(" - "))
 
 
 def _recovery(summary: Record) -> Table:

@@ -18,6 +18,7 @@ STEPS = (
     "score_attribution",
     "patch_activations",
     "train_probes",
+    "measure_resolution",
     "recover_recall",
     "plot_figures",
     "render_report",

@@ -18,6 +18,8 @@ STEP = Step(
         "validation",
         "outcomes",
         "curves",
+        "resolution",
+        "depths",
         "recovered",
     ),
     outputs=(
@@ -35,6 +37,8 @@ STEP = Step(
         "layer_sweep_png",
         "probes_svg",
         "probes_png",
+        "resolution_svg",
+        "resolution_png",
         "recovery_svg",
         "recovery_png",
     ),

@@ -22,6 +22,8 @@ STEP = Step(
         "validation",
         "outcomes",
         "curves",
+        "resolution",
+        "depths",
         "recovered",
         "pictures",
         "manifest",

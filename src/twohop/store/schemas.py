@@ -145,6 +145,38 @@ CURVES = {  # train_probes
     "n_train": Count,
     "n_test": Count,
 }
+RESOLUTION = {  # measure_resolution: curves
+    "method": Text,  # logit_lens, tuned_lens, patchscope, knockout
+    "readout": Text,  # lenses: mean, last, best token; patchscope: place, "place, written"; knockout: name, answer
+    "layer": Count,  # as CURVES; for a knockout the output of the window's central layer
+    "value": Real,  # share of entities read; knockout: mean loss in nats (name), logits (answer), or rank-1 share
+    "low": Real,
+    "high": Real,
+    "chance": Real,  # the same for every other entity's name
+    "logprob": Real,  # mean log P(right name's first token | a name's first token); null where there is none
+    "n": Count,  # entities
+}
+READINGS = {  # measure_resolution: one row per method, readout, layer and entity
+    "method": Text,
+    "readout": Text,
+    "entity_id": Text,
+    "layer": Count,
+    "value": Real,
+    "chance": Real,
+    "logprob": Real,
+}
+DEPTHS = {  # measure_resolution: one row per method and readout, and one per pair of methods
+    "method": Text,
+    "readout": Text,
+    "headline": Flag,  # the readout that speaks for the method
+    "versus": Text,  # null; of a pair, the method whose depth is subtracted
+    "depth": Real,  # share of the layers; null: nothing is read (p_value)
+    "low": Real,
+    "high": Real,
+    "layer": Count,
+    "p_value": Real,  # permutation test that anything is read
+    "n": Count,
+}
 RECOVERED = {  # recover_recall
     "question_id": Text,
     "entity_id": Text,
