@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from twohop.errors import ModelError
 from twohop.models import _generate
+from twohop.models._attend import attend
 from twohop.models._card import ModelCard
 from twohop.models._hooks import hooked
 from twohop.models._prompts import Batch, Prompt, Tokens, pad
@@ -169,6 +170,27 @@ class Model:
             with hooked(self.decoder, shape, capture, patches, grad) as found:
                 logits = self.forward(batch, embeds)
         return Run(logits, found)
+
+    def heads(self, site: Site) -> int | None:
+        """How many heads the site holds side by side; None where it is not made of heads."""
+        return self.decoder.heads(site.kind)
+
+    def attend(
+        self,
+        batch: Batch,
+        layer: int,
+        query: Float[Tensor, "batch seq query"],
+        key: Float[Tensor, "batch seq key"],
+        value: Float[Tensor, "batch seq key"],
+    ) -> Float[Tensor, "batch seq query"]:
+        """What `Site("head", layer)` would hold if these were the sites `query`, `key` and `value` of the layer.
+
+        Raises:
+            ModelError: the family's attention is more than a softmax between queries and keys.
+        """
+        self.decoder.check(Site("query", layer))
+        with torch.no_grad():
+            return attend(self.decoder, batch, layer, query, key, value)
 
     def generate(self, batch: Batch, max_new_tokens: int, patches: Sequence[Patch] = ()) -> list[str]:
         """Greedy answers; patches act in the prefill only.
