@@ -13,7 +13,16 @@ from twohop.steps import score_attribution
 from twohop.steps.score_attribution import KINDS
 from twohop.store import read_json, read_table, schemas, write_table
 
-PARAMS = {"max_examples": 8, "steps": 1, "batch": 3, "validate_examples": 2, "validate_layer_stride": 2, "seed": 0}
+PARAMS = {
+    "max_examples": 8,
+    "method": "plain",
+    "steps": 1,
+    "batch": 3,
+    "validate_examples": 2,
+    "validate_layer_stride": 2,
+    "validate_heads": 1,
+    "seed": 0,
+}
 INPUTS = {"questions": "questions.parquet", "manifest": "manifest.parquet", "pictures": "pictures.zip"}
 
 
@@ -105,7 +114,7 @@ def test_metrics_say_how_far_to_trust_the_scores(done):
     for part in metrics.values():
         assert sum(part["share_by_component"].values()) == pytest.approx(1.0)
         assert 0 <= part["mlp_centre"] <= 1
-        assert part["validation"]["mlp_write"]["n"] == 2 * (LAYERS // 2) * 4
+        assert part["validation"]["mlp_write"]["n_nodes"] == 2 * (LAYERS // 2) * 4
         assert -1 <= part["validation"]["mlp_write"]["pearson"] <= 1
         assert part["n_examples"] == 8
         assert part["clean_metric"] != part["corrupted_metric"]

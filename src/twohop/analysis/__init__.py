@@ -1,6 +1,7 @@
 """Metrics, statistics, attribution, patching, probes: tensors and frames in, results out; no files, no models."""
 
-from twohop.analysis._attribution import Attribution, Contrast, Runner, attribute, group_scores, patch_nodes
+from twohop.analysis._atp_star import AttentionLayer, Drop, attribute_star
+from twohop.analysis._attribution import Attribution, Contrast, Node, Runner, attribute, group_scores, patch_nodes
 from twohop.analysis._degradation import degradation, pair_answers, recognised, two_by_two
 from twohop.analysis._grading import first_line, grade, words
 from twohop.analysis._patching import (
@@ -16,15 +17,19 @@ from twohop.analysis._patching import (
     wrong_donors,
 )
 from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
-from twohop.analysis._profiles import compare_profiles, correlate, select_run, summarise_run
+from twohop.analysis._profile_intervals import depth_intervals, likeness_intervals
+from twohop.analysis._profiles import agreement, compare_profiles, correlate, select_run, summarise_run
 from twohop.analysis._recovery import closed_share, continue_with, cut_name
 from twohop.analysis._sampling import stratified_sample
 from twohop.analysis._statistics import Interval, accuracy, bootstrap, entity_sums, holm, mcnemar, ratio, share, wilson
 
 __all__ = [
+    "AttentionLayer",
     "Attribution",
     "Contrast",
+    "Drop",
     "Interval",
+    "Node",
     "Pair",
     "Plan",
     "Planner",
@@ -33,7 +38,9 @@ __all__ = [
     "SpanScores",
     "TrainingSet",
     "accuracy",
+    "agreement",
     "attribute",
+    "attribute_star",
     "bootstrap",
     "choose_pair",
     "closed_share",
@@ -42,6 +49,7 @@ __all__ = [
     "correlate",
     "cut_name",
     "degradation",
+    "depth_intervals",
     "entity_sums",
     "first_line",
     "first_near_maximum",
@@ -49,6 +57,7 @@ __all__ = [
     "grade",
     "group_scores",
     "holm",
+    "likeness_intervals",
     "mcnemar",
     "pair_answers",
     "patch_nodes",

@@ -121,16 +121,27 @@ def _depth_sentence(summary: Record, model: str, curve: Record) -> str:
         f"{100 * curve['shuffled_best']:.0f} %). It reaches 90 % of that best at layer {curve['resolved_layer']}."
     )
     centre, backbone = _centre(summary, model, "image"), _centre(summary, entry["backbone"], "text")
-    if centre is not None and backbone is not None:
+    if centre and backbone:
         text += (
-            f" Its MLPs' attribution at the picture is centred at {100 * centre:.0f} % of the depth; its language "
-            f"model's at the name at {100 * backbone:.0f} %."
+            f" Its MLPs' attribution at the picture is centred at {pct(centre)} of the depth; its language "
+            f"model's at the name at {pct(backbone)}.{_likeness(summary, model)}"
         )
     return text
 
 
-def _centre(summary: Record, model: str, run: str) -> float | None:
-    return summary["attribution"].get(model, {}).get(run, {}).get("mlp_centre_entity")
+def _likeness(summary: Record, model: str) -> str:
+    alike = summary["profiles"].get(model, {}).get("image")
+    if alike is None:
+        return ""
+    return (
+        f" Over layers, components and tokens the two profiles of |score| have cosine {words.plain(alike['cosine'])} "
+        f"and rank correlation {words.plain(alike['spearman'])} on {alike['n_questions']} shared questions."
+    )
+
+
+def _centre(summary: Record, model: str, run: str) -> Record | None:
+    found = summary["attribution"].get(model, {}).get(run, {}).get("mlp_centre_entity")
+    return found if found and found["value"] is not None else None
 
 
 def repair(summary: Record) -> Finding:
