@@ -132,7 +132,8 @@ class _Maker:
             {"run": run, "kind": kind, "layer": layer, "head": None, "group": g, "mean_abs": 1 / (1 + abs(layer - late)) * self.rng.uniform(0.5, 1), "mean_signed": -0.1, "n_examples": 8}
             for run, kind, layer, g in nodes
         ]  # fmt: skip
-        self.put("scores", "score_attribution", model, scores)
+        heads = [{**row, "kind": "head", "head": h} for row in scores if row["kind"] == "attn_write" for h in range(2)]
+        self.put("scores", "score_attribution", model, scores + heads)
         means = {(row["run"], row["kind"], row["group"], row["layer"]): row["mean_abs"] for row in scores}
         self.put("question_scores", "score_attribution", model, self.question_scores(means))
         checks = []

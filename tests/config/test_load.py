@@ -127,6 +127,8 @@ CROSS = [
     ("fetch_images/styles", ["noto_original", "noto_waved"], "fetch_images.styles: all of art source noto; "),
     ("extract_activations/sites", ["mlp_write"], "extract_activations.sites: lacks resid_post, which train_probes reads"),
     ("extract_activations/sites", ["resid_post"], "extract_activations.sites: lacks mlp_write, which patch_activations reads"),
+    ("score_attribution/steps", 4, "score_attribution.steps: is 4 with method plain; allowed: 1, or method: integrated"),
+    ("score_attribution/method", "integrated", "score_attribution.steps: is 1 with method integrated; allowed: 2 or"),
     ("score_attribution/validate_examples", 1000, "score_attribution.validate_examples: is more than max_examples"),
     ("patch_activations/back_pairs", [[2, 8]], "patch_activations.back_pairs[0]: is [2, 8]; allowed: [later layer, earlier"),
     ("curate_entities/relations", ["capital", "capital"], "curate_entities.relations: 'capital' is listed more than once"),

@@ -45,7 +45,8 @@ def attribution(summary: Record) -> str:
     ]
     tail = f" Cosine of the picture's profile with the backbone's: {w.listed(alike)}." if alike else ""
     return (
-        "Brighter: the node carries more of the difference between the two answers; one scale per row. Centre of mass "
+        "Brighter: the node carries more of the difference between the two answers; one scale per row; heads where the "
+        "answer is predicted. Centre of mass "
         f"of the MLPs at the entity's tokens (0 first layer, 1 last): {w.listed(parts)}.{tail}"
     )
 

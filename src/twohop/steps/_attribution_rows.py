@@ -81,7 +81,8 @@ def _mean_rows(
 
 def _question_rows(run: str, ids: Sequence[tuple[str, str]], magnitudes: Scores) -> pl.DataFrame:
     rows: list[dict[str, object]] = []
-    for kind, group in dict.fromkeys((site.kind, g) for site, g in magnitudes if site.kind in WRITES):
+    parts: dict[tuple[SiteKind, str], None] = {(s.kind, g): None for s, g in magnitudes if s.kind in WRITES}
+    for kind, group in parts:
         layers = sorted(site.layer for site, g in magnitudes if site.kind == kind and g == group)
         table = torch.stack([magnitudes[Site(kind, n), group] for n in layers], 1).cpu().double()
         for (question, entity), values in zip(ids, table, strict=True):
