@@ -130,16 +130,29 @@ class _Maker:
         ]
         late = 2 if model == "late" else 0
         scores = [
-            {"run": run, "kind": kind, "layer": layer, "group": g, "mean_abs": 1 / (1 + abs(layer - late)) * self.rng.uniform(0.5, 1), "mean_signed": -0.1, "n_examples": 8}
+            {"run": run, "kind": kind, "layer": layer, "head": None, "group": g, "mean_abs": 1 / (1 + abs(layer - late)) * self.rng.uniform(0.5, 1), "mean_signed": -0.1, "n_examples": 8}
             for run, kind, layer, g in nodes
         ]  # fmt: skip
-        self.put("scores", "score_attribution", model, scores)
+        heads = [{**row, "kind": "head", "head": h} for row in scores if row["kind"] == "attn_write" for h in range(2)]
+        self.put("scores", "score_attribution", model, scores + heads)
+        means = {(row["run"], row["kind"], row["group"], row["layer"]): row["mean_abs"] for row in scores}
+        self.put("question_scores", "score_attribution", model, self.question_scores(means))
         checks = []
-        for run, kind, layer, g in nodes[::3]:
+        heads = [(run, "head", layer, g) for run, kind, layer, g in nodes if kind == "resid_post"]
+        for i, (run, kind, layer, g) in enumerate(nodes[::3] + heads[::2]):
             x = self.rng.gauss(0, 1)
             row = {"run": run, "kind": kind, "layer": layer, "group": g, "question_id": f"{self.ids[0]}/capital"}
-            checks.append({**row, "attributed": x, "patched": x + self.rng.gauss(0, 0.4)})
+            row["head"] = i % 2 if kind == "head" else None
+            checks.append({**row, "attributed": x, "magnitude": abs(x), "patched": x + self.rng.gauss(0, 0.4)})
         self.put("validation", "score_attribution", model, checks)
+
+    def question_scores(self, means: Mapping[tuple[str, str, str, int], float]) -> list[dict[str, Any]]:
+        parts = dict.fromkeys((run, kind, g) for run, kind, g, _ in means if kind != "resid_post")
+        return [
+            {"run": run, "question_id": f"{e}/{r}", "entity_id": e, "kind": kind, "group": g, "scores": [means[run, kind, g, n] * self.rng.uniform(0.5, 1.5) for n in range(N_LAYERS)]}
+            for run, kind, g in parts
+            for e, r in self.asked
+        ]  # fmt: skip
 
     def patching(self, model: str) -> None:
         plans: list[dict[str, Any]] = [

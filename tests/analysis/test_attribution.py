@@ -2,7 +2,7 @@ import pytest
 import torch
 from toy_decoder import EMBEDDING, ToyBatch, ToyDecoder, ToyPatch, ToySite
 
-from twohop.analysis import Contrast, Runner, attribute, group_scores, patch_nodes
+from twohop.analysis import Contrast, Node, Runner, attribute, group_scores, patch_nodes
 from twohop.errors import DataError
 
 
@@ -28,7 +28,7 @@ def truly_patched(decoder: ToyDecoder, clean, corrupted, row: int, nodes, size: 
     activations = decoder.run(decoder.batch(corrupted[[row]]), capture=decoder.sites()).activations
     pair = Contrast(torch.tensor([row]), torch.tensor([row + 3]))
     repeat = lambda n: decoder.batch(clean[[row]].repeat(n, 1, 1))  # noqa: E731
-    return patch_nodes(Runner(decoder.run, ToyPatch), repeat, activations, nodes, pair, size)
+    return patch_nodes(Runner(decoder.run, ToyPatch), repeat, activations, [Node(*node) for node in nodes], pair, size)
 
 
 def every_node(decoder: ToyDecoder, clean: torch.Tensor):

@@ -17,6 +17,7 @@ class ToyPatch:
     site: ToySite
     where: Tensor
     values: Tensor
+    head: int | None = None
 
 
 @dataclass(frozen=True)

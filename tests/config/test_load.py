@@ -127,6 +127,8 @@ CROSS = [
     ("fetch_images/styles", ["noto_original", "noto_waved"], "fetch_images.styles: all of art source noto; "),
     ("extract_activations/sites", ["mlp_write", "attn_write"], "extract_activations.sites: lacks resid_post, which train_probes reads"),
     ("extract_activations/sites", ["resid_post", "attn_write"], "extract_activations.sites: lacks mlp_write, which patch_activations reads"),
+    ("score_attribution/steps", 4, "score_attribution.steps: is 4 with method plain; allowed: 1, or method: integrated"),
+    ("score_attribution/method", "integrated", "score_attribution.steps: is 1 with method integrated; allowed: 2 or"),
     ("score_attribution/validate_examples", 1000, "score_attribution.validate_examples: is more than max_examples"),
     ("extract_activations/sites", ["resid_post", "mlp_write"], "patch_activations.sweep_sites[1]: is 'attn_write'; allowed: one of extract"),
     ("patch_activations/grid_examples", 99, "patch_activations.grid_examples: is more than sweep_examples"),

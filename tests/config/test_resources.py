@@ -18,7 +18,7 @@ MEASURED_MB = {
     "prepare_model": 1995,
     "run_benchmark": 1711,
     "extract_activations": 1744,
-    "score_attribution": 2262,
+    "score_attribution": 2584,
     "patch_activations": 1554,
     "train_probes": 523,
     "measure_resolution": 1693,

@@ -45,8 +45,8 @@ def test_users_own_matplotlib_settings_do_not_matter(study, summary):
 def test_heat_maps_of_one_kind_share_their_scale(study, summary):
     figure = drawn("attribution", study, summary)
     images = [i for a in figure.axes for i in a.images]
-    assert len(images) == 2 * 5
-    for row in (images[:5], images[5:]):
+    assert len(images) == 3 * 5
+    for row in (images[:5], images[5:10], images[10:]):
         tops = {i.get_clim() for i in row}
         assert len(tops) == 1
         assert next(iter(tops))[1] == pytest.approx(max(float(i.get_array().max()) for i in row))
@@ -73,7 +73,17 @@ def test_an_empty_set_is_said_and_not_drawn(nothing_lost):
 
 
 def test_a_study_without_the_analyses_still_has_its_figures(study):
-    bare = replace(study, scores={}, validation={}, outcomes={}, curves={}, resolution={}, depths={}, recovered={})
+    bare = replace(
+        study,
+        scores={},
+        question_scores={},
+        validation={},
+        outcomes={},
+        curves={},
+        resolution={},
+        depths={},
+        recovered={},
+    )
     summary = summarise(bare, [], 100, 0)
     for name in FIGURES:
         assert words(drawn(name, bare, summary))

@@ -82,7 +82,7 @@ def llava() -> Model:
 
 
 def gemma3() -> Model:
-    text = Gemma3TextConfig(**text_settings(head_dim=8, sliding_window=8, query_pre_attn_scalar=8))
+    text = Gemma3TextConfig(**text_settings(head_dim=16, sliding_window=8, query_pre_attn_scalar=16))
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
     )

@@ -44,7 +44,10 @@ class Study:
         return Prompt(row["before"], None, row["after"], self.vlm.encode_pictures([_picture(row["entity_id"])])[0])
 
     def job(self, step: str, model: str, params: Mapping[str, Any], inputs: Mapping[str, str], work: Path) -> Job:
-        outputs = {n: work / f"{n}.parquet" for n in ("scores", "validation", "spans", "profile", "outcomes")}
+        outputs = {
+            n: work / f"{n}.parquet"
+            for n in ("scores", "question_scores", "validation", "spans", "profile", "outcomes")
+        }
         return Job(
             step=step,
             model=model,

@@ -1,7 +1,7 @@
 # What carries the answer, and what repairs it?
 #
 # inputs:  questions, pictures, cards, activations, answers
-# outputs: results/score_attribution/{model}/{scores,validation,spans}.parquet, metrics.json
+# outputs: results/score_attribution/{model}/{scores,question_scores,validation,spans}.parquet, metrics.json
 #          results/patch_activations/{model}/{outcomes.parquet,metrics.json}
 #          results/recover_recall/{model}/{recovered.parquet,metrics.json}
 # steps:   score_attribution -> patch_activations
@@ -16,6 +16,7 @@ rule score_attribution:
         card="results/prepare_model/{model}/card.json",
     output:
         scores="results/score_attribution/{model}/scores.parquet",
+        question_scores="results/score_attribution/{model}/question_scores.parquet",
         validation="results/score_attribution/{model}/validation.parquet",
         spans="results/score_attribution/{model}/spans.parquet",
         profile="results/score_attribution/{model}/profile.csv",

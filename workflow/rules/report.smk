@@ -30,6 +30,9 @@ TABLES = {
     "scores": per_model(
         "results/score_attribution/{model}/scores.parquet", BACKBONES, VLMS
     ),
+    "question_scores": per_model(
+        "results/score_attribution/{model}/question_scores.parquet", BACKBONES, VLMS
+    ),
     "validation": per_model(
         "results/score_attribution/{model}/validation.parquet", BACKBONES, VLMS
     ),

@@ -1,6 +1,7 @@
 """Metrics, statistics, attribution, patching, probes: tensors and frames in, results out; no files, no models."""
 
-from twohop.analysis._attribution import Attribution, Contrast, Runner, attribute, group_scores, patch_nodes
+from twohop.analysis._atp_star import AttentionLayer, Drop, attribute_star
+from twohop.analysis._attribution import Attribution, Contrast, Node, Runner, attribute, group_scores, patch_nodes
 from twohop.analysis._degradation import degradation, pair_answers, recognised, two_by_two
 from twohop.analysis._grading import first_line, grade, words
 from twohop.analysis._interventions import Intervention, SiteName, digest_of
@@ -17,7 +18,8 @@ from twohop.analysis._patching import (
     wrong_donors,
 )
 from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
-from twohop.analysis._profiles import compare_profiles, correlate, select_run, summarise_run
+from twohop.analysis._profile_intervals import depth_intervals, likeness_intervals
+from twohop.analysis._profiles import agreement, compare_profiles, correlate, select_run, summarise_run
 from twohop.analysis._recovery import beside_patch, closed_share, continue_with, cut_name
 from twohop.analysis._resolution import (
     Depth,
@@ -36,12 +38,15 @@ from twohop.analysis._sampling import stratified_sample
 from twohop.analysis._statistics import Interval, accuracy, bootstrap, entity_sums, holm, mcnemar, ratio, share, wilson
 
 __all__ = [
+    "AttentionLayer",
     "Attribution",
     "Contrast",
     "Depth",
+    "Drop",
     "Interval",
     "Intervention",
     "LensFit",
+    "Node",
     "Pair",
     "Planner",
     "Probe",
@@ -52,7 +57,9 @@ __all__ = [
     "TrainingSet",
     "Translator",
     "accuracy",
+    "agreement",
     "attribute",
+    "attribute_star",
     "beside_patch",
     "bootstrap",
     "candidate_tokens",
@@ -65,6 +72,7 @@ __all__ = [
     "cut_name",
     "degradation",
     "depth_difference",
+    "depth_intervals",
     "digest_of",
     "entity_sums",
     "first_line",
@@ -76,6 +84,7 @@ __all__ = [
     "headline_readouts",
     "holm",
     "layers_of_windows",
+    "likeness_intervals",
     "mcnemar",
     "name_hits",
     "order_agreement",

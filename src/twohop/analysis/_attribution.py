@@ -6,6 +6,7 @@ section 3.
 2. `group_scores`: summed over the tokens of a group, sign kept.
 3. `patch_nodes`: what the estimate stands for: the corrupted activation written at one node, the change of the metric.
 
+A site that holds heads side by side is scored head by head, from the same passes. AtP* is in `_atp_star`.
 The room knows no model: it takes a forward pass and a constructor of patches (`Runner`), as `twohop.models` has them.
 """
 
@@ -44,13 +45,15 @@ class RunLike(Protocol[SiteT]):
 
     @property
     def activations(self) -> Mapping[SiteT, Tensor]:
-        """Float["batch seq d_model"] of every captured site."""
+        """Float["batch seq width"] of every captured site."""
         ...
 
 
 BatchT = TypeVar("BatchT", bound=BatchLike)
 BatchIn = TypeVar("BatchIn", bound=BatchLike, contravariant=True)
 PatchIn = TypeVar("PatchIn", contravariant=True)
+PatchOut = TypeVar("PatchOut", covariant=True)
+SiteIn = TypeVar("SiteIn", contravariant=True)
 
 
 @runtime_checkable
@@ -64,13 +67,36 @@ class Forward(Protocol[BatchIn, SiteT, PatchIn]):
         ...
 
 
+@runtime_checkable
+class MakePatch(Protocol[SiteIn, PatchOut]):
+    """A patch that overwrites a site, or one head's slice of it, at some positions."""
+
+    def __call__(self, site: SiteIn, where: Tensor, values: Tensor, head: int | None = ...) -> PatchOut:
+        """`where` is Bool["batch seq"], `values` Float["n width"], one row per True."""
+        ...
+
+
+def _whole(_site: object) -> int | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Runner(Generic[BatchT, SiteT, PatchT]):
     """All that the analysis needs of a model."""
 
     forward: Forward[BatchT, SiteT, PatchT]
-    patch: Callable[[SiteT, Tensor, Tensor], PatchT]
-    """(site, where Bool["batch seq"], values Float["n d_model"]) -> a patch that overwrites the site there."""
+    patch: MakePatch[SiteT, PatchT]
+    heads: Callable[[SiteT], int | None] = _whole
+    """How many heads a site holds side by side; None where it is not made of heads."""
+
+
+@dataclass(frozen=True)
+class Node(Generic[SiteT]):
+    """What is truly patched at once: a site, or one head of it, at some positions of a prompt."""
+
+    site: SiteT
+    where: Bool[Tensor, " seq"]
+    head: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +111,10 @@ class Contrast:
         rows = torch.arange(logits.shape[0], device=logits.device)
         return logits[rows, self.clean.to(logits.device)] - logits[rows, self.corrupted.to(logits.device)]
 
+    def rows(self, index: Sequence[int]) -> "Contrast":
+        """The pairs of some rows, in this order."""
+        return Contrast(self.clean[list(index)], self.corrupted[list(index)])
+
     def repeat(self, row: int, n: int) -> "Contrast":
         """One row's pair, n times."""
         return Contrast(self.clean[row].repeat(n), self.corrupted[row].repeat(n))
@@ -96,8 +126,14 @@ class Attribution(Generic[SiteT]):
 
     clean_metric: Float[Tensor, " batch"]
     corrupted_metric: Float[Tensor, " batch"]
-    positions: Mapping[SiteT, Float[Tensor, "batch seq"]]
+    positions: Mapping[SiteT, Float[Tensor, "batch seq ..."]]
     """Signed score of every position: an estimate of m(node patched) - m(clean)."""
+    nodes: Mapping[tuple[SiteT, str], Float[Tensor, "batch ..."]]
+    """The same of every (site, token group)."""
+    magnitudes: Mapping[tuple[SiteT, str], Float[Tensor, "batch ..."]]
+    """How much a node matters: |score|, or what GradDrop makes of it (`attribute_star`)."""
+    clean_logits: Float[Tensor, "batch vocab"]
+    corrupted_logits: Float[Tensor, "batch vocab"]
 
 
 def attribute(
@@ -127,12 +163,23 @@ def attribute(
     base = {site: run.activations[site].detach() for site in wanted}
     clean_metric = contrast.metric(run.logits)
     if steps == 1:
-        grads = _gradients(run, clean_metric, sites)
+        grads = gradients(run, clean_metric, sites)
     else:
         ends = (base[embedding], other.activations[embedding])
         grads = _path_gradients(runner, clean, contrast, sites, embedding, ends, steps)
-    scores = {s: ((other.activations[s] - base[s]).double() * grads[s].double()).sum(-1) for s in sites}
-    return Attribution(clean_metric.detach(), contrast.metric(other.logits).detach(), scores)
+    scores = {s: dot(other.activations[s] - base[s], grads[s], runner.heads(s)) for s in sites}
+    nodes = group_scores(scores, clean.groups)
+    sizes = {key: score.abs() for key, score in nodes.items()}
+    logits = run.logits.detach(), other.logits
+    return Attribution(clean_metric.detach(), contrast.metric(other.logits), scores, nodes, sizes, *logits)
+
+
+def dot(
+    change: Float[Tensor, "batch seq width"], grad: Float[Tensor, "batch seq width"], heads: int | None
+) -> Float[Tensor, "batch seq ..."]:
+    """change . gradient over the whole width, or within each head; in double precision."""
+    product = change.double() * grad.double()
+    return product.sum(-1) if heads is None else product.unflatten(-1, (heads, -1)).sum(-1)
 
 
 def check_aligned(clean: BatchLike, corrupted: BatchLike) -> None:
@@ -152,26 +199,31 @@ def check_aligned(clean: BatchLike, corrupted: BatchLike) -> None:
 
 
 def group_scores(
-    positions: Mapping[SiteT, Float[Tensor, "batch seq"]], groups: Mapping[str, Bool[Tensor, "batch seq"]]
-) -> dict[tuple[SiteT, str], Float[Tensor, " batch"]]:
+    positions: Mapping[SiteT, Float[Tensor, "batch seq ..."]], groups: Mapping[str, Bool[Tensor, "batch seq"]]
+) -> dict[tuple[SiteT, str], Float[Tensor, "batch ..."]]:
     """Signed scores summed over each group's tokens; groups that no row of the batch has are left out."""
-    present = {name: mask for name, mask in groups.items() if bool(mask.any())}
+    present = present_groups(groups)
     return {
-        (site, name): (score * mask.to(score.device)).sum(1)
+        (site, name): torch.einsum("bs...,bs->b...", score, mask.to(score))
         for site, score in positions.items()
         for name, mask in present.items()
     }
 
 
+def present_groups(groups: Mapping[str, Bool[Tensor, "batch seq"]]) -> dict[str, Bool[Tensor, "batch seq"]]:
+    """Token groups that at least one row of the batch has."""
+    return {name: mask for name, mask in groups.items() if bool(mask.any())}
+
+
 def patch_nodes(
     runner: Runner[BatchT, SiteT, PatchT],
     repeat: Callable[[int], BatchT],
-    corrupted: Mapping[SiteT, Float[Tensor, "1 seq d_model"]],
-    nodes: Sequence[tuple[SiteT, Bool[Tensor, " seq"]]],
+    corrupted: Mapping[SiteT, Float[Tensor, "1 seq width"]],
+    nodes: Sequence[Node[SiteT]],
     contrast: Contrast,
     size: int,
 ) -> Float[Tensor, " node"]:
-    """Change of m when the corrupted activation is written at each node (site, positions) of one clean prompt.
+    """Change of m when the corrupted activation is written at each node of one clean prompt.
 
     `repeat(n)` is the clean prompt n times; `size` nodes share a forward pass, one per row, since rows are independent.
     `contrast` holds the prompt's own pair of tokens in its first row.
@@ -188,24 +240,31 @@ def patch_nodes(
 
 def _row_patches(
     runner: Runner[BatchT, SiteT, PatchT],
-    corrupted: Mapping[SiteT, Float[Tensor, "1 seq d_model"]],
-    nodes: Sequence[tuple[SiteT, Bool[Tensor, " seq"]]],
+    corrupted: Mapping[SiteT, Float[Tensor, "1 seq width"]],
+    nodes: Sequence[Node[SiteT]],
 ) -> list[PatchT]:
-    """Node i patched in row i only; the nodes of one site become one patch."""
+    """Node i patched in row i only; the nodes of one site and head become one patch."""
     patches: list[PatchT] = []
-    for site in dict.fromkeys(site for site, _ in nodes):
-        rows = [mask if owner == site else torch.zeros_like(mask) for owner, mask in nodes]
-        values = [corrupted[site][0][mask] for owner, mask in nodes if owner == site]
-        patches.append(runner.patch(site, torch.stack(rows), torch.cat(values)))
+    for site, head in dict.fromkeys((node.site, node.head) for node in nodes):
+        chosen = [node.site == site and node.head == head for node in nodes]
+        rows = [n.where if mine else torch.zeros_like(n.where) for n, mine in zip(nodes, chosen, strict=True)]
+        source = corrupted[site][0]
+        if head is not None:
+            source = source.unflatten(-1, (runner.heads(site) or 1, -1))[:, head]
+        values = [source[n.where] for n, mine in zip(nodes, chosen, strict=True) if mine]
+        patches.append(runner.patch(site, torch.stack(rows), torch.cat(values), head))
     return patches
 
 
-def _gradients(run: RunLike[SiteT], metric: Tensor, sites: Collection[SiteT]) -> dict[SiteT, Tensor]:
+def gradients(
+    run: RunLike[SiteT], metric: Float[Tensor, " batch"], sites: Collection[SiteT], again: bool = False
+) -> dict[SiteT, Tensor]:
+    """dm/da at every site; `again` keeps the graph for another backward pass."""
     order = list(sites)
     ends = [run.activations[site] for site in order]
     # rows do not touch each other, so the gradient of the sum holds every row's own; a site without a way to the
     # answer has none, which means 0
-    grads = torch.autograd.grad([metric.sum()], ends, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad([metric.sum()], ends, retain_graph=again, allow_unused=True, materialize_grads=True)
     return dict(zip(order, grads, strict=True))
 
 
@@ -224,6 +283,6 @@ def _path_gradients(
         point = torch.lerp(ends[0], ends[1], (j - 0.5) / steps)
         patch = runner.patch(embedding, everywhere, point.flatten(0, 1))
         run = runner.forward(clean, capture=sites, patches=[patch], grad=True)
-        for site, grad in _gradients(run, contrast.metric(run.logits), sites).items():
+        for site, grad in gradients(run, contrast.metric(run.logits), sites).items():
             total[site] = total[site] + grad / steps if site in total else grad / steps
     return total

@@ -15,8 +15,10 @@ from twohop.errors import DataError
 WRITES = ("mlp_write", "attn_write")
 """Kinds that add up to the residual stream; `resid_post` repeats them all and stays out of shares."""
 _SAME = {"image": "entity", "image_last": "entity_last"}
-_PARTS = ["entity", "question", "last"]
+PARTS = ("entity", "question", "last")
 """Groups that hold no token twice."""
+THIRDS = ("early", "middle", "late")
+"""Of the depth, by layer * 3 // n_layers."""
 
 
 def select_run(scores: pl.DataFrame, run: str, kinds: Sequence[str] = WRITES) -> pl.DataFrame:
@@ -77,9 +79,8 @@ def summarise_run(scores: pl.DataFrame, run: str, n_layers: int) -> dict[str, ob
     entity's tokens only.
     """
     chosen = select_run(scores, run)
-    chosen = chosen.filter(pl.col("group").is_in(_PARTS))
-    third = (pl.col("layer") * 3 // n_layers).replace_strict({0: "early", 1: "middle", 2: "late"})
-    chosen = chosen.with_columns(third.alias("third"))
+    chosen = chosen.filter(pl.col("group").is_in(PARTS))
+    chosen = chosen.with_columns(_third(n_layers))
     mlp = chosen.filter(pl.col("kind") == "mlp_write")
     return {
         "share_by_third": _shares(chosen, "third"),
@@ -88,6 +89,30 @@ def summarise_run(scores: pl.DataFrame, run: str, n_layers: int) -> dict[str, ob
         "mlp_centre": centre_of_mass(mlp, n_layers),
         "mlp_centre_entity": centre_of_mass(mlp.filter(pl.col("group") == "entity"), n_layers),
     }
+
+
+def agreement(checks: pl.DataFrame, n_layers: int) -> dict[str, dict[str, object]]:
+    """How well the estimate foretells true patching, per kind of node and third of the depth; `all` is every kind.
+
+    pearson and spearman: of the signed score with the change of m; spearman_magnitude: of the magnitude with |change|.
+    """
+    table = checks.with_columns(_third(n_layers))
+    kinds = {"all": table, **{k: table.filter(pl.col("kind") == k) for k in sorted(set(table["kind"].to_list()))}}
+    return {
+        kind: {**_agreement(rows), "by_third": {t: _agreement(rows.filter(pl.col("third") == t)) for t in THIRDS}}
+        for kind, rows in kinds.items()
+    }
+
+
+def _agreement(rows: pl.DataFrame) -> dict[str, object]:
+    estimate, size, patched = (rows[c].to_numpy() for c in ("attributed", "magnitude", "patched"))
+    sizes = correlate(size, np.abs(patched))["spearman"]
+    return {**correlate(estimate, patched), "spearman_magnitude": sizes, "n_nodes": rows.height}
+
+
+def _third(n_layers: int) -> pl.Expr:
+    names = dict(enumerate(THIRDS))
+    return (pl.col("layer") * 3 // n_layers).replace_strict(names, return_dtype=pl.String).alias("third")
 
 
 def centre_of_mass(scores: pl.DataFrame, n_layers: int) -> float | None:

@@ -110,14 +110,20 @@ class ScoreAttribution(Section):
 
     max_examples: int = Field(ge=2)
     """Questions scored per run."""
+    method: Literal["plain", "integrated", "atp_star"]
+    """plain: the gradient at the clean input; integrated: its mean between clean and corrupted input embeddings;
+    atp_star: plain, with queries and keys scored through a softmax done again, and GradDrop (one backward pass per
+    layer; families llama and llava)."""
     steps: int = Field(ge=1)
-    """1: the gradient at the clean input; more: integrated gradients between clean and corrupted activations."""
+    """Points of method integrated between clean and corrupted; 1 for the other methods."""
     batch: int = Field(ge=1)
     """Prompts in a forward and backward pass."""
     validate_examples: int = Field(ge=1)
     """Questions on which the same nodes are truly patched."""
     validate_layer_stride: int = Field(ge=1)
     """Every n-th layer is truly patched."""
+    validate_heads: int = Field(ge=1)
+    """Heads drawn per question and validated layer that are truly patched."""
     seed: int = Field(ge=0)
     """Seed of the draw of questions."""
 

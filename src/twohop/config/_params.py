@@ -119,6 +119,7 @@ def _analysis_problems(p: Params) -> Iterator[str]:
         yield "patch_activations.grid_examples: is more than sweep_examples, of which they are the first"
     if p.train_probes.copies > p.extract_activations.copies:
         yield f"train_probes.copies: is {p.train_probes.copies}, more than extract_activations.copies makes"
+    yield from _attribution_problems(p)
     if p.score_attribution.validate_examples > p.score_attribution.max_examples:
         yield "score_attribution.validate_examples: is more than max_examples, of which they are a sample"
     if p.patch_activations.max_new_tokens != p.run_benchmark.max_new_tokens:
@@ -126,6 +127,13 @@ def _analysis_problems(p: Params) -> Iterator[str]:
     for i, (later, earlier) in enumerate(p.patch_activations.back_pairs):
         if later <= earlier:
             yield f"patch_activations.back_pairs[{i}]: is {[later, earlier]}; allowed: [later layer, earlier layer]"
+
+
+def _attribution_problems(p: Params) -> Iterator[str]:
+    section = p.score_attribution
+    if (section.method == "integrated") != (section.steps > 1):
+        allowed = "2 or more" if section.method == "integrated" else "1, or method: integrated"
+        yield f"score_attribution.steps: is {section.steps} with method {section.method}; allowed: {allowed}"
 
 
 def _repeated(p: Params) -> Iterator[str]:

@@ -182,8 +182,13 @@ def _extraction(p: Params, _: ModelSize) -> Work:
 def _attribution(p: Params, size: ModelSize) -> Work:
     """Clean and corrupted, named and shown; and true patches of a sample of layers, sites and groups."""
     section = p.score_attribution
-    patched = section.validate_examples * math.ceil(size.n_layers / section.validate_layer_stride) * 3 * GROUPS
-    return Work(4 * section.max_examples * section.steps + patched, section.batch, 3, backward=True)
+    star = section.method == "atp_star"
+    nodes = 3 + section.validate_heads * (3 if star else 1)
+    patched = section.validate_examples * math.ceil(size.n_layers / section.validate_layer_stride) * nodes * GROUPS
+    passes = section.steps + (size.n_layers if star else 0)
+    # heads are among what the backward pass keeps; AtP* adds queries, keys, values and the heads' changes per key group
+    kept = 3 + (4 + GROUPS if star else 0)
+    return Work(4 * section.max_examples * passes + patched, section.batch, kept, backward=True)
 
 
 def _patching(p: Params, _: ModelSize) -> Work:

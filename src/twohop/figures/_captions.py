@@ -33,21 +33,22 @@ def attribution(summary: Record) -> str:
     parts: list[str] = []
     for model, runs in summary["attribution"].items():
         centres = [
-            f"{'name' if run == 'text' else 'picture'} {found['mlp_centre_entity']:.2f}"
+            f"{'name' if run == 'text' else 'picture'} {w.plain(found['mlp_centre_entity'])}"
             for run, found in runs.items()
-            if found["mlp_centre_entity"] is not None
+            if found["mlp_centre_entity"]["value"] is not None
         ]
         parts.append(f"{model} ({', '.join(centres) or 'undefined'})")
     if not parts:
         return "No model was scored."
     alike = [
-        f"{m} {p['image']['cosine']:.2f}"
+        f"{m} {w.plain(p['image']['cosine'])}"
         for m, p in summary["profiles"].items()
-        if p.get("image", {}).get("cosine") is not None
+        if p.get("image", {}).get("cosine", {}).get("value") is not None
     ]
     tail = f" Cosine of the picture's profile with the backbone's: {w.listed(alike)}." if alike else ""
     return (
-        "Brighter: the node carries more of the difference between the two answers; one scale per row. Centre of mass "
+        "Brighter: the node carries more of the difference between the two answers; one scale per row; heads where the "
+        "answer is predicted. Centre of mass "
         f"of the MLPs at the entity's tokens (0 first layer, 1 last): {w.listed(parts)}.{tail}"
     )
 

@@ -83,23 +83,44 @@ def _recognition_panel(ax: Axes, summary: Record, models: list[str]) -> None:
 
 
 def draw_attribution(study: Study, _summary: Record) -> Figure:
-    """Mean |score| of every layer and token group; one scale per kind of node, the backbone beside every VLM."""
+    """Mean |score| of every layer and token group, and of every head where the answer is predicted.
+
+    One scale per kind of node, the backbone beside every VLM.
+    """
     runs = [(m, r) for m in study.scores for r in ("text", "image") if _has_run(study.scores[m], r)]
-    figure, axes = look.panels(2, max(len(runs), 1), 2.2 + 2.1 * len(runs), 4.6, sharex=False, sharey=True)
-    for row, kind in zip(axes, _KINDS, strict=True):
-        grids = [_grid(study, model, run, kind) for model, run in runs]
-        finite = [float(np.nanmax(g)) for g in grids if not np.isnan(g).all()]
-        images = [_heat(ax, g, max(finite, default=1.0)) for ax, g in zip(row, grids, strict=False)]
-        if images:
-            figure.colorbar(images[-1], ax=row, label=f"{_KINDS[kind]}\nmean |score| (logits)", shrink=0.9)
+    figure, axes = look.panels(3, max(len(runs), 1), 2.2 + 2.1 * len(runs), 7.0, sharex=False, sharey="row")
+    for row, kind in zip(axes, _KINDS, strict=False):
+        _heats(figure, row, [_grid(study, model, run, kind) for model, run in runs], _KINDS[kind])
+        row[0].set_yticks(range(len(_GROUPS)), list(_GROUPS.values()))
+    _heats(figure, axes[2], _head_grids(study, runs), "head, at last")
+    axes[2][0].set_ylabel("head")
     for ax, (model, run) in zip(axes[0], runs, strict=False):
         ax.set_title(f"{model}\n{_RUNS[run]}", color=colour(study, model))
-    for ax in axes[1]:
+    for ax in axes[2]:
         ax.set_xlabel("layer")
     if not runs:
-        look.empty(axes[0][0], "no model was scored")
-        look.empty(axes[1][0], "no model was scored")
+        for row in axes:
+            look.empty(row[0], "no model was scored")
     return figure
+
+
+def _heats(figure: Figure, row: list[Axes], grids: list[Float[np.ndarray, "row layer"]], words: str) -> None:
+    finite = [float(np.nanmax(g)) for g in grids if not np.isnan(g).all()]
+    images = [_heat(ax, g, max(finite, default=1.0)) for ax, g in zip(row, grids, strict=False)]
+    if images:
+        figure.colorbar(images[-1], ax=row, label=f"{words}\nmean |score| (logits)", shrink=0.9)
+
+
+def _head_grids(study: Study, runs: list[tuple[str, str]]) -> list[Float[np.ndarray, "head layer"]]:
+    """Mean |score| of every head at the position that predicts the answer; NaN where a model has no such head."""
+    at_last = (pl.col("kind") == "head") & (pl.col("group") == "last")
+    tables = [study.scores[m].filter(at_last & (pl.col("run") == r)) for m, r in runs]
+    counts = [int(t["head"].max()) + 1 for t in tables if t.height]  # type: ignore[arg-type]
+    grids = [np.full((max(counts, default=1), study.n_layers(m)), np.nan) for m, _ in runs]
+    for grid, table in zip(grids, tables, strict=True):
+        for row in table.iter_rows(named=True):
+            grid[row["head"], row["layer"]] = row["mean_abs"]
+    return grids
 
 
 def _has_run(scores: pl.DataFrame, run: str) -> bool:
@@ -115,10 +136,9 @@ def _grid(study: Study, model: str, run: str, kind: str) -> Float[np.ndarray, "g
     return grid
 
 
-def _heat(ax: Axes, grid: Float[np.ndarray, "group layer"], top: float) -> AxesImage:
+def _heat(ax: Axes, grid: Float[np.ndarray, "row layer"], top: float) -> AxesImage:
     ax.set_facecolor("#DDDDDD")
     image = ax.imshow(grid, aspect="auto", vmin=0, vmax=top or 1.0, interpolation="nearest")
-    ax.set_yticks(range(len(_GROUPS)), list(_GROUPS.values()))
     ax.grid(False)
     return image
 

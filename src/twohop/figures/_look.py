@@ -20,7 +20,14 @@ MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 """VLMs in the catalogue's order (Okabe & Ito)."""
 BACKBONE, CONTROL = "#000000", "#8A8A8A"
 CONDITION_COLOURS = {"backbone": "#4D4D4D", "text": "#0072B2", "image": "#D55E00", "blank": "#B8B8B8"}
-KIND_COLOURS = {"mlp_write": "#0072B2", "attn_write": "#D55E00", "resid_post": "#8A8A8A"}
+KIND_COLOURS = {
+    "mlp_write": "#0072B2",
+    "attn_write": "#D55E00",
+    "resid_post": "#8A8A8A",
+    "head": "#E69F00",
+    "query": "#CC79A7",
+    "key": "#009E73",
+}
 NOTHING = "no question in this set"
 UNDEFINED = "n/a"
 

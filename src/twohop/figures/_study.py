@@ -26,6 +26,7 @@ class Study:
     answers: Tables
     recognition: Tables
     scores: Tables = field(default_factory=dict[str, pl.DataFrame])
+    question_scores: Tables = field(default_factory=dict[str, pl.DataFrame])
     validation: Tables = field(default_factory=dict[str, pl.DataFrame])
     outcomes: Tables = field(default_factory=dict[str, pl.DataFrame])
     curves: Tables = field(default_factory=dict[str, pl.DataFrame])
@@ -75,18 +76,8 @@ def load_study(inputs: Mapping[str, tuple[Path, ...]], models: Mapping[str, Any]
     """
     entries = {name: ModelEntry.model_validate(value) for name, value in models.items()}
     (entities,) = inputs["entities"]
-    names = (
-        "questions",
-        "answers",
-        "recognition",
-        "scores",
-        "validation",
-        "outcomes",
-        "curves",
-        "resolution",
-        "depths",
-    )
-    names += ("recovered",)
+    names = ("questions", "answers", "recognition", "scores", "question_scores", "validation")
+    names += ("outcomes", "curves", "resolution", "depths", "recovered")
     tables = {n: _tables(inputs.get(n, ()), getattr(schemas, n.upper()), entries) for n in names}
     cards = {p.parent.name: read_json(p) for p in inputs["cards"]}
     return Study(entries, read_table(entities, schemas.ENTITIES), cards, **tables)

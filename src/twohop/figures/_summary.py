@@ -13,7 +13,8 @@ from twohop.analysis._degradation import GATES, degradation, pair_answers
 from twohop.analysis._outcomes import summarise_outcomes
 from twohop.analysis._patching import Pair
 from twohop.analysis._probing import first_near_maximum
-from twohop.analysis._profiles import compare_profiles, correlate, summarise_run
+from twohop.analysis._profile_intervals import depth_intervals, likeness_intervals
+from twohop.analysis._profiles import agreement
 from twohop.analysis._recovery import beside_patch, closed_share
 from twohop.analysis._statistics import entity_sums, holm, share
 from twohop.figures._resolution import order_of_depths, resolve
@@ -60,8 +61,8 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
         "accuracy": {m: _accuracies(t, n_boot, seed) for m, t in seen.items()},
         "degradation": _degradations(study, seen, n_boot, seed),
         "recognition": {m: _recognition(study, m, n_boot, seed) for m in seen},
-        "attribution": {m: _attribution(study, m) for m in study.scores},
-        "profiles": {m: _profile(study, m) for m in study.names("vlm") if m in study.scores},
+        "attribution": {m: _attribution(study, m, n_boot, seed) for m in study.question_scores},
+        "profiles": {m: _profile(study, m, n_boot, seed) for m in study.names("vlm") if m in study.question_scores},
         "patching": {m: _patching(study, m, pairs, n_boot, seed) for m in study.outcomes},
         "probes": {m: _probes(study, m) for m in study.curves},
         "resolution": {m: resolve(study, m) for m in study.depths},
@@ -137,33 +138,26 @@ def _style(rows: pl.DataFrame, n_boot: int, seed: int) -> Record:
     }
 
 
-def _attribution(study: Study, model: str) -> Record:
-    """run -> shares, centre of mass, and the agreement with true patching."""
-    scores, checks = study.scores[model], study.validation.get(model)
+def _attribution(study: Study, model: str, n_boot: int, seed: int) -> Record:
+    """run -> shares and centre of mass with intervals, and the agreement with true patching."""
+    scores, checks, n_layers = study.question_scores[model], study.validation.get(model), study.n_layers(model)
     found: Record = {}
     for run in sorted(scores["run"].unique()):
         part = scores.filter(pl.col("run") == run)
-        found[run] = {**summarise_run(scores, run, study.n_layers(model)), "n_examples": part["n_examples"].max()}
+        depth = depth_intervals(scores, run, n_layers, n_boot, seed)
+        found[run] = {**depth, "n_examples": part["question_id"].n_unique()}
         if checks is not None:
-            found[run]["validation"] = _validation(checks.filter(pl.col("run") == run))
+            found[run]["validation"] = agreement(checks.filter(pl.col("run") == run), n_layers)
     return found
 
 
-def _validation(checks: pl.DataFrame) -> Record:
-    parts = {"all": checks, **{str(k[0]): v for k, v in sorted(checks.partition_by("kind", as_dict=True).items())}}
-    return {
-        kind: {**correlate(t["attributed"].to_numpy(), t["patched"].to_numpy()), "n_nodes": t.height}
-        for kind, t in parts.items()
-    }
-
-
-def _profile(study: Study, model: str) -> Record:
+def _profile(study: Study, model: str, n_boot: int, seed: int) -> Record:
     """How alike the picture's (and the name's) profile is to the backbone's; absent where layers differ in number."""
-    backbone = study.backbone(model)
-    if backbone not in study.scores or study.n_layers(model) != study.n_layers(backbone):
+    backbone, scores = study.backbone(model), study.question_scores
+    if backbone not in scores or study.n_layers(model) != study.n_layers(backbone):
         return {}
-    runs = sorted(study.scores[model]["run"].unique())
-    return {run: compare_profiles(study.scores[model], run, study.scores[backbone], "text") for run in runs}
+    runs = sorted(scores[model]["run"].unique())
+    return {r: likeness_intervals(scores[model], r, scores[backbone], "text", n_boot, seed) for r in runs}
 
 
 def _patching(study: Study, model: str, pairs: Sequence[Pair], n_boot: int, seed: int) -> Record:

@@ -27,6 +27,14 @@ def nats(interval: Interval) -> str:
     return f"{value:+.2f} [no interval]" if low is None or high is None else f"{value:+.2f} [{low:.2f}, {high:.2f}]"
 
 
+def plain(interval: Interval) -> str:
+    """As `percent`, for what is no share: `0.41 [0.33, 0.50]`."""
+    value, low, high = (interval.get(k) for k in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return f"{value:.2f} [no interval]" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def p_words(p: float | None) -> str:
     """`p < 0.001`, `p = 0.012`."""
     if p is None:

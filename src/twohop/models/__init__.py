@@ -6,7 +6,7 @@ from twohop.models._model import Model, Run
 from twohop.models._open import OpenedModel, open_model, open_tokenizer, opened
 from twohop.models._prepare import materialise
 from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Prompt, Tokens
-from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site
+from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
 from twohop.models._train import assembled_model, train_assembled
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Prompt",
     "Run",
     "Site",
+    "SiteKind",
     "Tokens",
     "assembled_model",
     "materialise",

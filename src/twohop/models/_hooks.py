@@ -20,10 +20,17 @@ class _Probe:
     """The hook of one site."""
 
     def __init__(
-        self, site: Site, tap: Tap, shape: tuple[int, int, int], patches: Sequence[Patch], keep: bool, grad: bool
+        self,
+        site: Site,
+        tap: Tap,
+        shape: tuple[int, int, int],
+        patches: Sequence[Patch],
+        keep: bool,
+        grad: bool,
+        heads: int | None,
     ):
         self.site, self.tap, self.shape, self.keep, self.grad = site, tap, shape, keep, grad
-        self.patches = patches
+        self.patches, self.heads = patches, heads
         self.fired = 0
         self.activation: Tensor | None = None
 
@@ -31,14 +38,14 @@ class _Probe:
         """Read or overwrite the tensor; None leaves it as it is."""
         if not isinstance(output, Tensor) or tuple(output.shape) != self.shape:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(f"met {got} where (batch, seq, d_model) = {self.shape} was expected", str(self.site))
+            raise ModelError(f"met {got} where (batch, seq, width) = {self.shape} was expected", str(self.site))
         self.fired += 1
         scale = self.tap.scale()
         if scale is not None and not bool(scale.any()) and (self.patches or self.grad):
             raise ModelError("the gate of this layer is 0: it writes nothing", str(self.site), "leave the site out")
         write = output if scale is None else output * scale
         for patch in self.patches:
-            write = _overwritten(write, patch)
+            write = _overwritten(write, patch, self.heads)
         if self.keep:
             if self.grad:
                 write.retain_grad()
@@ -61,7 +68,7 @@ class _Probe:
         return (*parts[: self.tap.item], new, *parts[self.tap.item + 1 :])
 
     def before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Forward pre-hook on the first decoder layer: its input is the embedding."""
+        """Forward pre-hook: the first decoder layer's input is the embedding, an output projection's the heads."""
         self._once()
         if args:
             new = self._visit(args[0])
@@ -74,17 +81,23 @@ class _Probe:
             raise ModelError("the hook fired twice in one forward pass", str(self.site))
 
 
-def _overwritten(write: Tensor, patch: Patch) -> Tensor:
+def _overwritten(write: Tensor, patch: Patch, heads: int | None) -> Tensor:
+    """The write with the patch in it; `heads` is how many the site holds side by side."""
+    if patch.head is not None and (heads is None or not 0 <= patch.head < heads):
+        raise ModelError(f"no head {patch.head}", str(patch.site), f"a site of {heads or 'no'} heads")
     where = patch.where.to(write.device)
-    n = int(where.sum())
-    if tuple(where.shape) != tuple(write.shape[:2]) or tuple(patch.values.shape) != (n, write.shape[2]):
+    n, width = int(where.sum()), write.shape[2] if patch.head is None else write.shape[2] // (heads or 1)
+    if tuple(where.shape) != tuple(write.shape[:2]) or tuple(patch.values.shape) != (n, width):
         raise ModelError(
             f"patch of {tuple(patch.values.shape)} values at {n} positions of {tuple(where.shape)}",
             str(patch.site),
-            f"give one row of {write.shape[2]} values per True of `where` {tuple(write.shape[:2])}",
+            f"give one row of {width} values per True of `where` {tuple(write.shape[:2])}",
         )
     out = write.clone()
-    out[where] = patch.values.to(write)
+    if patch.head is None:
+        out[where] = patch.values.to(write)
+    else:
+        out.unflatten(-1, (heads or 1, width))[:, :, patch.head][where] = patch.values.to(write)
     return out
 
 
@@ -100,7 +113,7 @@ def hooked(
 
     Args:
         decoder: the stack.
-        shape: (batch, seq, d_model) that every site must have.
+        shape: (batch, seq, d_model) of the residual stream; a site that holds heads has a width of its own.
         capture: sites to read.
         patches: what to overwrite, in order.
         grad: keep activations in the graph and their gradients.
@@ -110,7 +123,7 @@ def hooked(
     """
     wanted = {decoder.check(s) for s in capture}
     sites = sorted(wanted | {decoder.check(p.site) for p in patches})
-    probes = [_Probe(s, decoder.tap(s), shape, [p for p in patches if p.site == s], s in wanted, grad) for s in sites]
+    probes = [_probe(decoder, s, shape, [p for p in patches if p.site == s], s in wanted, grad) for s in sites]
     found: dict[Site, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
@@ -124,6 +137,13 @@ def hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _probe(
+    decoder: Decoder, site: Site, shape: tuple[int, int, int], patches: Sequence[Patch], keep: bool, grad: bool
+) -> _Probe:
+    own = (*shape[:2], decoder.width(site))
+    return _Probe(site, decoder.tap(site), own, patches, keep, grad, decoder.heads(site.kind))
 
 
 def _register(probe: _Probe) -> torch.utils.hooks.RemovableHandle:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from twohop.errors import ModelError
 from twohop.models import _generate, _lens
+from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
 from twohop.models._card import ModelCard
 from twohop.models._hooks import hooked
@@ -205,6 +206,27 @@ class Model:
         """
         with torch.no_grad():
             return _generate.blocked_logits(self, batch, knockouts)
+
+    def heads(self, site: Site) -> int | None:
+        """How many heads the site holds side by side; None where it is not made of heads."""
+        return self.decoder.heads(site.kind)
+
+    def attend(
+        self,
+        batch: Batch,
+        layer: int,
+        query: Float[Tensor, "batch seq query"],
+        key: Float[Tensor, "batch seq key"],
+        value: Float[Tensor, "batch seq key"],
+    ) -> Float[Tensor, "batch seq query"]:
+        """What `Site("head", layer)` would hold if these were the sites `query`, `key` and `value` of the layer.
+
+        Raises:
+            ModelError: the family's attention is more than a softmax between queries and keys.
+        """
+        self.decoder.check(Site("query", layer))
+        with torch.no_grad():
+            return attend(self.decoder, batch, layer, query, key, value)
 
     def generate(
         self,

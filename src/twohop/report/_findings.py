@@ -122,10 +122,10 @@ def _depth_sentence(summary: Record, model: str, curve: Record) -> str:
         f"{100 * curve['shuffled_best']:.0f} %). It reaches 90 % of that best at layer {curve['resolved_layer']}."
     )
     centre, backbone = _centre(summary, model, "image"), _centre(summary, entry["backbone"], "text")
-    if centre is not None and backbone is not None:
+    if centre and backbone:
         text += (
-            f" Its MLPs' attribution at the picture is centred at {100 * centre:.0f} % of the depth; its language "
-            f"model's at the name at {100 * backbone:.0f} %."
+            f" Its MLPs' attribution at the picture is centred at {pct(centre)} of the depth; its language "
+            f"model's at the name at {pct(backbone)}.{_likeness(summary, model)}"
         )
     return text
 
@@ -142,18 +142,29 @@ def _too_late(summary: Record, model: str) -> str:
     known = [d for d in resolved["methods"].values() if d["value"] is not None]
     if recall_at is None or not known:
         return text
-    text += f" The language model's MLPs recall from a name around {100 * recall_at:.0f} % of the depth: "
-    if any(d["low"] is None for d in known):
+    text += f" The language model's MLPs recall from a name around {pct(recall_at)} of the depth: "
+    if recall_at["low"] is None or any(d["low"] is None for d in known):
         return text + "there are too few data to say which comes first."
-    if all(d["low"] > recall_at for d in known):
+    if all(d["low"] > recall_at["high"] for d in known):
         return text + "every method that reads anything puts the entity after it, so too late to reuse it."
-    if all(d["high"] < recall_at for d in known):
+    if all(d["high"] < recall_at["low"] for d in known):
         return text + "every method that reads anything puts the entity before it, so early enough to reuse it."
     return text + "the methods' intervals do not agree on which comes first."
 
 
-def _centre(summary: Record, model: str, run: str) -> float | None:
-    return summary["attribution"].get(model, {}).get(run, {}).get("mlp_centre_entity")
+def _likeness(summary: Record, model: str) -> str:
+    alike = summary["profiles"].get(model, {}).get("image")
+    if alike is None:
+        return ""
+    return (
+        f" Over layers, components and tokens the two profiles of |score| have cosine {words.plain(alike['cosine'])} "
+        f"and rank correlation {words.plain(alike['spearman'])} on {alike['n_questions']} shared questions."
+    )
+
+
+def _centre(summary: Record, model: str, run: str) -> Record | None:
+    found = summary["attribution"].get(model, {}).get(run, {}).get("mlp_centre_entity")
+    return found if found and found["value"] is not None else None
 
 
 def repair(summary: Record) -> Finding:

@@ -15,6 +15,7 @@ STEP = Step(
         "answers",
         "recognition",
         "scores",
+        "question_scores",
         "validation",
         "outcomes",
         "curves",

@@ -19,6 +19,7 @@ STEP = Step(
         "answers",
         "recognition",
         "scores",
+        "question_scores",
         "validation",
         "outcomes",
         "curves",

@@ -1,15 +1,17 @@
 """Which components move the answer when the entity changes? Attribution patching, validated (study, section 3).
 
-inputs: questions, pictures with their manifest, the model's card. outputs: mean scores per node, the validation sample,
-the positions' scores for the heuristic receiving span, a summary.
+inputs: questions, pictures with their manifest, the model's card. outputs: mean scores per node, magnitudes per
+question (for intervals), the validation sample, the positions' scores for the heuristic receiving span, a summary.
 1. Draw questions that have a corrupted twin, evenly over relations.
-2. Per run (`text`; for a VLM also `image`): score every site x token group, clean against twin.
+2. Per run (`text`; for a VLM also `image`): score every site (heads apart) x token group, clean against twin.
 3. Patch a sample of the same nodes for real and correlate.
+4. Control: the same two passes under the answers of other questions.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,11 +19,15 @@ import torch
 from torch import Tensor
 
 from twohop.analysis import (
+    AttentionLayer,
+    Attribution,
     Contrast,
+    Drop,
+    Node,
     Runner,
+    agreement,
     attribute,
-    correlate,
-    group_scores,
+    attribute_star,
     patch_nodes,
     select_run,
     stratified_sample,
@@ -30,8 +36,9 @@ from twohop.analysis import (
 from twohop.config import ScoreAttribution
 from twohop.data import open_pictures
 from twohop.errors import DataError
-from twohop.models import Batch, Model, Patch, Prompt, Site, open_model
-from twohop.steps._asking import encode_by_id
+from twohop.models import Batch, Model, Patch, Prompt, Site, SiteKind, open_model
+from twohop.steps._asking import KeptPictures
+from twohop.steps._attribution_rows import Tally, span_rows
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import read_table, schemas, write_bytes, write_json, write_table
 
@@ -39,31 +46,48 @@ STEP = Step(
     name="score_attribution",
     params=("score_attribution", "models.{model}"),
     inputs=("questions", "manifest", "pictures", "card"),
-    outputs=("scores", "validation", "spans", "profile", "metrics"),
+    outputs=("scores", "question_scores", "validation", "spans", "profile", "metrics"),
 )
-KINDS = ("mlp_write", "attn_write", "resid_post")
+KINDS: tuple[SiteKind, ...] = ("mlp_write", "attn_write", "resid_post", "head")
+STAR_KINDS: tuple[SiteKind, ...] = ("query", "key")
+"""Scored under `method: atp_star` alone."""
 EMBEDDING = Site("resid_post", -1)
+Asked = Mapping[str, Any]
+"""A row of QUESTIONS."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Twins:
-    """Clean and corrupted prompts of the drawn questions in one run, in drawing order."""
+    """The drawn questions of one run with their corrupted twins, in drawing order."""
 
     run: str
-    question_ids: list[str]
-    clean: list[Prompt]
-    corrupted: list[Prompt]
+    clean: Sequence[Asked]
+    corrupted: Sequence[Asked]
     contrast: Contrast
+    permuted: list[int]
+    """For each question another one of its relation with other answers; -1 where there is none."""
+    prompts: Callable[[Sequence[Asked]], list[Prompt]]
+
+    def batches(self, model: Model, size: int) -> Iterator[list[int]]:
+        """Indices of questions of like length, at most `size` at a time."""
+        texts = [q["before"] + (q["name"] if self.run == "text" else "") + q["after"] for q in self.clean]
+        lengths = [len(model.tokenize(text)) for text in texts]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        return (order[i : i + size] for i in range(0, len(order), size))
+
+    def pair(self, model: Model, index: Sequence[int]) -> tuple[Batch, Batch]:
+        """These questions and their twins."""
+        clean, corrupted = ([questions[i] for i in index] for questions in (self.clean, self.corrupted))
+        return model.batch(self.prompts(clean)), model.batch(self.prompts(corrupted))
 
 
 @dataclass(frozen=True)
 class _Scored:
-    nodes: pl.DataFrame
-    """question_id, kind, layer, group, attributed."""
+    tally: Tally
     spans: pl.DataFrame
-    clean_metric: float
-    corrupted_metric: float
+    changes: dict[str, float | int | None]
+    """Means of the metric, clean and corrupted, and of its change under permuted answers."""
 
 
 def run(job: Job) -> Summary:
@@ -72,25 +96,23 @@ def run(job: Job) -> Summary:
     model = open_model(job.input("card"))
     questions = read_table(job.input("questions"), schemas.QUESTIONS)
     drawn = _draw(questions, params)
-    runner = Runner(model.run, Patch)
-    scores: list[pl.DataFrame] = []
-    checks: list[pl.DataFrame] = []
-    spans: list[pl.DataFrame] = []
+    runner = Runner(model.run, Patch, model.heads)
+    tables: dict[str, list[pl.DataFrame]] = {n: [] for n in ("scores", "question_scores", "validation", "spans")}
     metrics: dict[str, object] = {}
     for twins in _runs(job, model, questions, drawn):
         scored = _score(runner, model, twins, params)
-        checked = _validate(runner, model, twins, scored.nodes, params)
-        table = _mean_scores(twins.run, scored.nodes)
-        scores.append(table)
-        checks.append(checked)
-        spans.append(scored.spans)
-        metrics[twins.run] = _metrics(table, checked, scored, twins.run, model.n_layers)
-    write_table(job.output("scores"), pl.concat(scores), schemas.SCORES)
-    write_table(job.output("validation"), pl.concat(checks), schemas.VALIDATION)
-    write_table(job.output("spans"), pl.concat(spans), schemas.SPANS)
-    write_bytes(job.output("profile"), plotted(pl.concat(scores)).write_csv().encode())
+        checked = _validate(runner, model, twins, scored.tally, params)
+        scores = scored.tally.scores()
+        made = (scores, scored.tally.question_scores(), checked, scored.spans)
+        for part, table in zip(tables.values(), made, strict=True):
+            part.append(table)
+        metrics[twins.run] = _metrics(scores, checked, scored, twins.run, model.n_layers)
+    for name, parts in tables.items():
+        write_table(job.output(name), pl.concat(parts), getattr(schemas, name.upper()))
+    write_bytes(job.output("profile"), plotted(pl.concat(tables["scores"])).write_csv().encode())
     write_json(job.output("metrics"), metrics)
-    return {"questions": drawn.height, "runs": len(scores), "patched_nodes": sum(c.height for c in checks)}
+    patched = sum(c.height for c in tables["validation"])
+    return {"questions": drawn.height, "runs": len(metrics), "patched_nodes": patched}
 
 
 def plotted(scores: pl.DataFrame) -> pl.DataFrame:
@@ -112,116 +134,150 @@ def _draw(questions: pl.DataFrame, params: ScoreAttribution) -> pl.DataFrame:
 
 def _runs(job: Job, model: Model, questions: pl.DataFrame, drawn: pl.DataFrame) -> Sequence[_Twins]:
     rows = {row["question_id"]: row for row in questions.iter_rows(named=True)}
-    ids = drawn["question_id"].to_list()
-    twins = drawn["corrupted_id"].to_list()
+    asked = [rows[i] for i in drawn["question_id"]]
+    twins = [rows[i] for i in drawn["corrupted_id"]]
     contrast = Contrast(torch.tensor(drawn["clean_token"].to_list()), torch.tensor(drawn["corrupted_token"].to_list()))
-    asked = {i: rows[i] for i in [*ids, *twins]}
-    text = {i: Prompt(q["before"], q["name"], q["after"]) for i, q in asked.items()}
-    found = [_Twins("text", ids, [text[i] for i in ids], [text[i] for i in twins], contrast)]
+    permuted = permute_answers(drawn["relation"].to_list(), contrast)
+    found = [_Twins("text", asked, twins, contrast, permuted, _named)]
     if model.n_image_tokens:
         manifest = read_table(job.input("manifest"), schemas.MANIFEST)
-        shown = [q["picture_id"] for q in asked.values()]
-        features = encode_by_id(model, open_pictures(job.input("pictures")), manifest, shown)
-        image = {i: Prompt(q["before"], None, q["after"], features[q["picture_id"]]) for i, q in asked.items()}
-        found.append(_Twins("image", ids, [image[i] for i in ids], [image[i] for i in twins], contrast))
+        pictures = KeptPictures(model, open_pictures(job.input("pictures")), manifest)
+        found.append(_Twins("image", asked, twins, contrast, permuted, lambda rows: _shown(pictures, rows)))
     return found
 
 
-def _sites(model: Model, stride: int = 1) -> list[Site]:
-    return [Site(kind, layer) for kind in KINDS for layer in range(0, model.n_layers, stride)]
+def _named(questions: Sequence[Asked]) -> list[Prompt]:
+    return [Prompt(q["before"], q["name"], q["after"]) for q in questions]
+
+
+def _shown(pictures: KeptPictures, questions: Sequence[Asked]) -> list[Prompt]:
+    features = pictures.take([q["picture_id"] for q in questions])
+    return [Prompt(q["before"], None, q["after"], f) for q, f in zip(questions, features, strict=True)]
+
+
+def permute_answers(relations: Sequence[str], contrast: Contrast) -> list[int]:
+    """For each question the next of the same relation that shares no answer token with it; -1 where there is none."""
+    pairs = list(zip(contrast.clean.tolist(), contrast.corrupted.tolist(), strict=True))
+    n = len(pairs)
+    others = [[k % n for k in range(i + 1, i + n)] for i in range(n)]
+    fits = [
+        [j for j in js if relations[j] == relations[i] and {*pairs[i]}.isdisjoint(pairs[j])]
+        for i, js in enumerate(others)
+    ]
+    return [js[0] if js else -1 for js in fits]
+
+
+def _kinds(params: ScoreAttribution) -> tuple[SiteKind, ...]:
+    return (*KINDS, *STAR_KINDS) if params.method == "atp_star" else KINDS
+
+
+def _sites(model: Model, kinds: Sequence[SiteKind], stride: int = 1) -> list[Site]:
+    return [Site(kind, layer) for kind in kinds for layer in range(0, model.n_layers, stride)]
+
+
+def _scorer(
+    runner: Runner[Batch, Site, Patch], model: Model, params: ScoreAttribution
+) -> Callable[[Batch, Batch, Contrast], Attribution[Site]]:
+    """`attribute` or `attribute_star` with everything but the batches."""
+    sites = _sites(model, KINDS)
+    if params.method != "atp_star":
+        return lambda c, o, contrast: attribute(runner, c, o, contrast, sites, EMBEDDING, params.steps)
+    attention = [_attention_layer(model, layer) for layer in range(model.n_layers)]
+    drops = [_drop(layer) for layer in range(model.n_layers)]
+    return lambda c, o, contrast: attribute_star(runner, c, o, contrast, sites, attention, drops)
+
+
+def _attention_layer(model: Model, layer: int) -> AttentionLayer[Batch, Site]:
+    def attend(batch: Batch, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return model.attend(batch, layer, query, key, value)
+
+    head, query, key, value = (Site(kind, layer) for kind in ("head", "query", "key", "value"))
+    return AttentionLayer(head, query, key, value, attend)
+
+
+def _drop(layer: int) -> Drop[Site]:
+    kinds: tuple[SiteKind, ...] = ("mlp_write", "attn_write", "head", "query", "key")
+    return Drop((Site("mlp_write", layer), Site("attn_write", layer)), frozenset(Site(kind, layer) for kind in kinds))
 
 
 def _score(runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, params: ScoreAttribution) -> _Scored:
-    nodes: list[pl.DataFrame] = []
+    tally = Tally(twins.run, params.validate_examples)
+    score = _scorer(runner, model, params)
     spans = [pl.DataFrame(schema=schemas.SPANS)]
-    clean: list[float] = []
-    corrupted: list[float] = []
-    for index, batch in model.batches(twins.clean, params.batch):
-        other = model.batch([twins.corrupted[i] for i in index])
-        contrast = Contrast(twins.contrast.clean[index], twins.contrast.corrupted[index])
-        found = attribute(runner, batch, other, contrast, _sites(model), EMBEDDING, params.steps)
-        ids = [twins.question_ids[i] for i in index]
-        nodes.append(_node_rows(ids, group_scores(found.positions, batch.groups)))
+    changes: list[Tensor] = []
+    for index in twins.batches(model, params.batch):
+        batch, other = twins.pair(model, index)
+        found = score(batch, other, twins.contrast.rows(index))
+        asked = [twins.clean[i] for i in index]
+        tally.add(index, [(q["question_id"], q["entity_id"]) for q in asked], found)
         if twins.run == "image":
-            spans.append(_span_rows(ids, batch, found.positions))
-        clean += _floats(found.clean_metric)
-        corrupted += _floats(found.corrupted_metric)
-        log.info("%s run: %d of %d questions scored", twins.run, len(clean), len(twins.question_ids))
-    return _Scored(pl.concat(nodes), pl.concat(spans), float(np.mean(clean)), float(np.mean(corrupted)))
+            spans.append(span_rows([q["question_id"] for q in asked], batch, found.positions))
+        changes.append(_changes(twins, index, found))
+        log.info("%s run: %d of %d questions scored", twins.run, sum(map(len, changes)), len(twins.clean))
+    return _Scored(tally, pl.concat(spans), _mean_changes(torch.cat(changes)))
 
 
-def _floats(values: Tensor) -> list[float]:
-    return values.detach().cpu().double().numpy().tolist()
+def _changes(twins: _Twins, index: Sequence[int], found: Attribution[Site]) -> Tensor:
+    """Per question: clean metric, corrupted metric, and the change of a permuted pair's metric (NaN: no such pair)."""
+    other = [twins.permuted[i] for i in index]
+    wrong = twins.contrast.rows(other)
+    change = wrong.metric(found.corrupted_logits) - wrong.metric(found.clean_logits)
+    change = torch.where(torch.tensor(other, device=change.device) < 0, torch.nan, change)
+    return torch.stack([found.clean_metric, found.corrupted_metric, change], 1).cpu().double()
 
 
-def _node_rows(ids: Sequence[str], scores: Mapping[tuple[Site, str], Tensor]) -> pl.DataFrame:
-    keys = list(scores)
-    columns = {
-        "question_id": [i for _ in keys for i in ids],
-        "kind": [site.kind for site, _ in keys for _ in ids],
-        "layer": [site.layer for site, _ in keys for _ in ids],
-        "group": [group for _, group in keys for _ in ids],
-        "attributed": _floats(torch.stack([scores[k] for k in keys]).flatten()),
+def _mean_changes(changes: Tensor) -> dict[str, float | int | None]:
+    clean, corrupted, wrong = changes.T
+    known = wrong[~wrong.isnan()]
+    return {
+        "clean_metric": float(clean.mean()),
+        "corrupted_metric": float(corrupted.mean()),
+        "change": float((corrupted - clean).mean()),
+        "permuted_change": float(known.mean()) if len(known) else None,
+        "n_permuted": len(known),
     }
-    return pl.DataFrame(columns)
-
-
-def _span_rows(ids: Sequence[str], batch: Batch, positions: Mapping[Site, Tensor]) -> pl.DataFrame:
-    """|score| from the first image token to `last`; what stands before the picture is the same in both twins."""
-    rows = [
-        {"question_id": i, "layer": site.layer, "position_scores": _floats(scores[row, batch.spans[row][0] :].abs())}
-        for site, scores in positions.items()
-        if site.kind == "mlp_write"
-        for row, i in enumerate(ids)
-    ]
-    return pl.DataFrame(rows, schema=schemas.SPANS)
-
-
-def _mean_scores(run: str, nodes: pl.DataFrame) -> pl.DataFrame:
-    means = nodes.group_by("kind", "layer", "group").agg(
-        pl.col("attributed").abs().mean().alias("mean_abs"),
-        pl.col("attributed").mean().alias("mean_signed"),
-        pl.len().cast(pl.Int64).alias("n_examples"),
-    )
-    return means.with_columns(pl.lit(run).alias("run")).sort("kind", "layer", "group").select(list(schemas.SCORES))
 
 
 def _validate(
-    runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, nodes: pl.DataFrame, params: ScoreAttribution
+    runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, tally: Tally, params: ScoreAttribution
 ) -> pl.DataFrame:
-    sites = _sites(model, params.validate_layer_stride)
-    parts: list[pl.DataFrame] = []
-    for i in range(min(params.validate_examples, len(twins.question_ids))):
-        groups = {g: m[0] for g, m in model.batch([twins.clean[i]]).groups.items() if bool(m.any())}
-        chosen = [(site, group) for site in sites for group in groups]
-        activations = model.run(model.batch([twins.corrupted[i]]), capture=sites).activations
+    """VALIDATION: nodes of some layers of the first questions, truly patched."""
+    sites = _sites(model, _kinds(params), params.validate_layer_stride)
+    rows: list[dict[str, object]] = []
+    for i in sorted(tally.kept):
+        clean, corrupted = twins.pair(model, [i])
+        groups = {g: m[0] for g, m in clean.groups.items() if bool(m.any())}
+        rng = np.random.default_rng([params.seed, i])
+        chosen = [(s, h, g) for s in sites for h in _heads(model, s, params.validate_heads, rng) for g in groups]
+        prompt = twins.prompts([twins.clean[i]])
         changes = patch_nodes(
             runner,
-            lambda n, i=i: model.batch([twins.clean[i]] * n),
-            activations,
-            [(site, groups[group]) for site, group in chosen],
-            Contrast(twins.contrast.clean[[i]], twins.contrast.corrupted[[i]]),
+            lambda n, p=prompt: model.batch(p * n),
+            model.run(corrupted, capture=sites).activations,
+            [Node(site, groups[group], head) for site, head, group in chosen],
+            twins.contrast.rows([i]),
             params.batch,
         )
-        row = _node_rows([twins.question_ids[i]], dict(zip(chosen, changes[:, None], strict=True)))
-        parts.append(row.rename({"attributed": "patched"}))
+        asked = {"run": twins.run, "question_id": twins.clean[i]["question_id"]}
+        rows += [
+            asked | tally.kept_row(i, *node, change) for node, change in zip(chosen, changes.tolist(), strict=True)
+        ]
         log.info("%s run: %d nodes of question %d patched", twins.run, len(chosen), i + 1)
-    checked = pl.concat(parts).join(nodes, on=["question_id", "kind", "layer", "group"], validate="1:1")
-    return checked.with_columns(pl.lit(twins.run).alias("run")).select(list(schemas.VALIDATION))
+    return pl.DataFrame(rows, schema=schemas.VALIDATION)
+
+
+def _heads(model: Model, site: Site, n: int, rng: np.random.Generator) -> Sequence[int | None]:
+    """Heads of a site to patch, drawn anew for each question and layer; [None] for a site without heads."""
+    count = model.heads(site)
+    return [None] if count is None else sorted(int(h) for h in rng.permutation(count)[:n])
 
 
 def _metrics(
     scores: pl.DataFrame, checked: pl.DataFrame, scored: _Scored, run: str, n_layers: int
 ) -> dict[str, object]:
-    agreement: dict[str, object] = {}
-    for kind in KINDS:
-        part = checked.filter(pl.col("kind") == kind)
-        pair = correlate(part["attributed"].to_numpy(), part["patched"].to_numpy())
-        agreement[kind] = {**pair, "n": part.height}
     return {
         **summarise_run(scores, run, n_layers),
-        "validation": agreement,
-        "clean_metric": scored.clean_metric,
-        "corrupted_metric": scored.corrupted_metric,
-        "n_examples": scored.nodes["question_id"].n_unique(),
+        "validation": agreement(checked, n_layers),
+        **scored.changes,
+        "n_examples": scored.tally.question_scores()["question_id"].n_unique(),
     }

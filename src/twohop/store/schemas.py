@@ -84,21 +84,32 @@ RECOGNITION = {  # run_benchmark: one row per picture and prompt
 }
 SCORES = {  # score_attribution: means over examples
     "run": Text,  # "text" or "image"
-    "kind": Text,  # mlp_write, attn_write, resid_post
+    "kind": Text,  # mlp_write, attn_write, resid_post, head; with atp_star also query, key
     "layer": Count,
+    "head": Count,  # of kinds head and query; for key the key-value head; null for the others
     "group": Text,  # entity, entity_last, image, image_last, question, last
-    "mean_abs": Real,
+    "mean_abs": Real,  # mean of |score|; with atp_star of GradDrop's magnitude
     "mean_signed": Real,
     "n_examples": Count,
+}
+QUESTION_SCORES = {  # score_attribution: what `mean_abs` is the mean of, for intervals over entities
+    "run": Text,
+    "question_id": Text,
+    "entity_id": Text,
+    "kind": Text,  # mlp_write, attn_write
+    "group": Text,
+    "scores": pl.List(pl.Float64),  # one per layer, the first layer first
 }
 VALIDATION = {
     "run": Text,
     "kind": Text,
     "layer": Count,
+    "head": Count,
     "group": Text,
     "question_id": Text,
-    "attributed": Real,
-    "patched": Real,
+    "attributed": Real,  # signed estimate of `patched`
+    "magnitude": Real,  # |attributed|; with atp_star GradDrop's mean of |score|
+    "patched": Real,  # m(node truly patched) - m(clean)
 }
 SPANS = {  # score_attribution, image run: |score| of every position, for the heuristic receiving span
     "question_id": Text,
