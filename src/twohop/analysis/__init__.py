@@ -2,7 +2,7 @@
 
 from twohop.analysis._attribution import Attribution, Contrast, Runner, attribute, group_scores, patch_nodes
 from twohop.analysis._degradation import degradation, pair_answers, recognised, two_by_two
-from twohop.analysis._grading import first_line, grade, words
+from twohop.analysis._grading import Verdict, first_line, grade, judge, words
 from twohop.analysis._patching import (
     Pair,
     Plan,
@@ -42,6 +42,7 @@ __all__ = [
     "Runner",
     "SpanScores",
     "TrainingSet",
+    "Verdict",
     "accuracy",
     "attribute",
     "bootstrap",
@@ -59,6 +60,7 @@ __all__ = [
     "grade",
     "group_scores",
     "holm",
+    "judge",
     "layers_at_once",
     "mcnemar",
     "pair_answers",
