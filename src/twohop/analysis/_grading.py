@@ -34,9 +34,8 @@ ARTICLES = frozenset({"a", "an", "the"})
 _SAME = {"st": "saint", "ste": "saint", "sainte": "saint", "mt": "mount"}
 _UNITS = dict(zip(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], range(1, 10), strict=True))
 _TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-_TENS = dict(
-    zip(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], range(20, 100, 10), strict=True)
-)
+_DECADES = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_TENS = dict(zip(_DECADES, range(20, 100, 10), strict=True))
 _NUMBERS = {"zero": 0} | _UNITS | {word: n for n, word in enumerate(_TEENS, 10)} | _TENS
 _DENIALS = frozenset({"not", "neither", "nor", "never", "isnt"})
 _REFUSAL = re.compile(
