@@ -24,6 +24,22 @@ def test_every_answer_is_listed_with_what_matched(study):
     assert all(bool(a.picture) == (a.condition == "picture") for a in listed)
 
 
+def test_an_answer_can_be_audited(study):
+    listed = list(answers(study))
+    assert all(bool(a.reason) != a.correct for a in listed)
+    assert {a.reason for a in listed} == {"", "no match"}
+    assert all(not a.gates and not a.named for a in listed if a.model == "lm")
+    seen = [a for a in listed if a.condition == "picture"]
+    assert all(a.named.startswith("Land (") and "; Land (" in a.named for a in seen)
+    assert all(("(right)" in a.named) == ("recognised" in a.gates) for a in seen)
+
+
+def test_the_two_by_two_table_holds_every_question_once(summary):
+    table = next(t for t in tables(summary) if t.title == "Right and wrong, question by question")
+    assert all(sum(int(cell) for cell in row[4:8]) == int(row[3]) for row in table.rows)
+    assert {row[2] for row in table.rows} >= {"all questions", "picture named"}
+
+
 def test_limits_name_the_sample(summary):
     assert limits(summary)[0].startswith("12 entities and 24 questions: intervals from so few")
 

@@ -38,6 +38,9 @@ TABLES = {
     ),
     "outcomes": per_model("results/patch_activations/{model}/outcomes.parquet", VLMS),
     "curves": per_model("results/train_probes/{model}/curves.parquet", VLMS, CONTROLS),
+    "predictions": per_model(
+        "results/train_probes/{model}/predictions.parquet", VLMS, CONTROLS
+    ),
     "resolution": per_model(
         "results/measure_resolution/{model}/resolution.parquet", MODELS
     ),

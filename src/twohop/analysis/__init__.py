@@ -3,7 +3,7 @@
 from twohop.analysis._atp_star import AttentionLayer, Drop, attribute_star
 from twohop.analysis._attribution import Attribution, Contrast, Node, Runner, attribute, group_scores, patch_nodes
 from twohop.analysis._degradation import degradation, pair_answers, recognised, two_by_two
-from twohop.analysis._grading import first_line, grade, words
+from twohop.analysis._grading import Verdict, first_line, grade, judge, words
 from twohop.analysis._interventions import Intervention, SiteName, digest_of
 from twohop.analysis._lens import LensFit, Translator, candidate_tokens, fit_translator
 from twohop.analysis._outcomes import choose_pair, summarise_outcomes
@@ -17,7 +17,17 @@ from twohop.analysis._patching import (
     windows,
     wrong_donors,
 )
-from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
+from twohop.analysis._probing import (
+    Probe,
+    TrainingSet,
+    first_near_maximum,
+    fit_probes,
+    layers_at_once,
+    picture_folds,
+    resolution,
+    selectivity,
+    shuffle_labels,
+)
 from twohop.analysis._profile_intervals import depth_intervals, likeness_intervals
 from twohop.analysis._profiles import agreement, compare_profiles, correlate, select_run, summarise_run
 from twohop.analysis._recovery import beside_patch, closed_share, continue_with, cut_name
@@ -56,6 +66,7 @@ __all__ = [
     "SpanScores",
     "TrainingSet",
     "Translator",
+    "Verdict",
     "accuracy",
     "agreement",
     "attribute",
@@ -77,12 +88,14 @@ __all__ = [
     "entity_sums",
     "first_line",
     "first_near_maximum",
-    "fit_probe",
+    "fit_probes",
     "fit_translator",
     "grade",
     "group_scores",
     "headline_readouts",
     "holm",
+    "judge",
+    "layers_at_once",
     "layers_of_windows",
     "likeness_intervals",
     "mcnemar",
@@ -95,9 +108,11 @@ __all__ = [
     "picture_folds",
     "ratio",
     "recognised",
+    "resolution",
     "resolution_depth",
     "sample_sets",
     "select_run",
+    "selectivity",
     "share",
     "shuffle_labels",
     "span_mask",

@@ -1,6 +1,6 @@
 """The command line: one command per step (what every rule calls), and those that look after the pipeline.
 
-`_steps`, `_pipeline`, `_lineage`, `_share`: one group of commands each, `add` puts them into the parser.
+`_steps`, `_pipeline`, `_regrade`, `_lineage`, `_share`: one group of commands each, `add` puts them into the parser.
 
 Nothing heavy is imported before the command is known, so that `twohop --help` answers at once.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from twohop.cli import _lineage, _pipeline, _share, _steps
+from twohop.cli import _lineage, _pipeline, _regrade, _share, _steps
 from twohop.errors import TwohopError
 
 _OFFLINE = {
@@ -83,6 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="steps, in their order, then helpers", metavar="COMMAND", required=True)
-    for group in (_steps, _pipeline, _lineage, _share):
+    for group in (_steps, _pipeline, _regrade, _lineage, _share):
         group.add(commands.add_parser)
     return parser

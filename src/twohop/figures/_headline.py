@@ -17,7 +17,7 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "ranks_its_name_first": ("recognition", "{style}", "ranked", "value"),
     "probe_at_embedding": ("probes", "{style}", "{feature}", "first", "value"),
     "probe_best": ("probes", "{style}", "{feature}", "best", "value"),
-    "probe_resolved_depth": ("probes", "{style}", "{feature}", "resolved_depth"),
+    "probe_resolved_depth": ("probes", "{style}", "{feature}", "resolved_depth", "value"),
     "logit_lens_depth": ("resolution", "methods", "logit_lens", "value"),
     "tuned_lens_depth": ("resolution", "methods", "tuned_lens", "value"),
     "patchscope_depth": ("resolution", "methods", "patchscope", "value"),

@@ -32,6 +32,7 @@ class Study:
     curves: Tables = field(default_factory=dict[str, pl.DataFrame])
     resolution: Tables = field(default_factory=dict[str, pl.DataFrame])
     depths: Tables = field(default_factory=dict[str, pl.DataFrame])
+    predictions: Tables = field(default_factory=dict[str, pl.DataFrame])
     recovered: Tables = field(default_factory=dict[str, pl.DataFrame])
 
     def names(self, *roles: str) -> list[str]:
@@ -77,7 +78,7 @@ def load_study(inputs: Mapping[str, tuple[Path, ...]], models: Mapping[str, Any]
     entries = {name: ModelEntry.model_validate(value) for name, value in models.items()}
     (entities,) = inputs["entities"]
     names = ("questions", "answers", "recognition", "scores", "question_scores", "validation")
-    names += ("outcomes", "curves", "resolution", "depths", "recovered")
+    names += ("outcomes", "curves", "predictions", "resolution", "depths", "recovered")
     tables = {n: _tables(inputs.get(n, ()), getattr(schemas, n.upper()), entries) for n in names}
     cards = {p.parent.name: read_json(p) for p in inputs["cards"]}
     return Study(entries, read_table(entities, schemas.ENTITIES), cards, **tables)

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from twohop.figures import CONDITIONS, INTERVENTIONS, METHODS, STRATEGIES, Study, words
+from twohop.analysis import judge
+from twohop.figures import CONDITIONS, INTERVENTIONS, METHODS, STRATEGIES, Study, pair, words
 from twohop.figures.words import percent as pct
 
 Record = Mapping[str, Any]
@@ -52,6 +53,7 @@ def tables(summary: Record) -> list[Table]:
         _recall(summary),
         _degradation("Degradation", summary, ("a,c", "b,c"), ("all", "recognised")),
         _degradation("Degradation: every comparison and gate", summary, tuple(COMPARISONS), tuple(GATES)),
+        _two_by_two(summary),
         _by_relation(summary),
         _recognition(summary),
         _depth(summary),
@@ -137,16 +139,51 @@ def _loss(row: Record) -> tuple[str, ...]:
     )
 
 
+def _two_by_two(summary: Record) -> Table:
+    rows = [
+        (_label(summary, model), COMPARISONS[c], GATES[gate], str(row["n_questions"]), *_cells(row))
+        for model, found in summary["degradation"].items()
+        for c in ("a,c", "b,c")
+        for gate in GATES
+        for row in [found[c][gate]["all"]]
+    ]
+    head = ("model", "comparison", "questions", "n", "both right", "lost", "gained", "both wrong", "McNemar")
+    note = (
+        "Lost: right from the name, wrong from the picture. Gained: the reverse. McNemar's exact test compares the two."
+    )
+    return Table("Right and wrong, question by question", head, tuple(rows), note)
+
+
+def _cells(row: Record) -> tuple[str, ...]:
+    counts = (str(row[name]) for name in ("both_right", "lost", "gained", "both_wrong"))
+    return (*counts, words.p_words(row["p_value"]))
+
+
 def _by_relation(summary: Record) -> Table:
     rows = [
-        (_label(summary, model), relation, str(row["n_questions"]), *_loss(row)[:5])
+        (_label(summary, model), relation, COMPARISONS[c], GATES[gate], str(row["n_questions"]), *_loss(row)[:5])
         for model, comparisons in summary["degradation"].items()
-        for relation, row in comparisons["a,c"]["all"].items()
+        for relation in comparisons["a,c"]["all"]
         if relation != "all"
+        for c in ("a,c", "b,c")
+        for gate in ("all", "recognised", "grounded", "recognised+grounded")
+        for row in [comparisons[c][gate].get(relation)]
+        if row is not None
     ]
-    head = ("model", "relation", "n", "language model, name", "VLM, picture", "degradation", "lost / gained", "McNemar")
+    head = (
+        "model",
+        "relation",
+        "comparison",
+        "questions",
+        "n",
+        "reference",
+        "compared",
+        "degradation",
+        "lost / gained",
+        "McNemar",
+    )
     return Table(
-        "Degradation by relation (all questions)", head, tuple(rows), "These tests are not adjusted for their number."
+        "Degradation by relation and gate", head, tuple(rows), "These tests are not adjusted for their number."
     )
 
 
@@ -328,14 +365,20 @@ def _probes(summary: Record) -> Table:
         "best layer",
         "90 % of best at layer",
         "shuffled, best",
+        "selectivity at best",
     )
-    return Table("Probes for the entity", head, tuple(rows), "Layer 0 is the input of the first layer.")
+    return Table(
+        "Probes for the entity",
+        head,
+        tuple(rows),
+        "Layer 0 is the input of the first layer. Selectivity: accuracy minus that with shuffled labels.",
+    )
 
 
 def _curve(curve: Record) -> tuple[str, ...]:
-    resolved = f"{curve['resolved_layer']} ({100 * curve['resolved_depth']:.0f} %)"
+    resolved = f"{curve['resolved_layer']} ({pct(curve['resolved_depth'])})"
     ends = (pct(curve["first"]), pct(curve["best"]), str(curve["best_layer"]))
-    return (str(curve["n_test"]), *ends, resolved, f"{100 * curve['shuffled_best']:.0f} %")
+    return (str(curve["n_test"]), *ends, resolved, f"{100 * curve['shuffled_best']:.0f} %", pct(curve["selectivity"]))
 
 
 def _resolution(summary: Record) -> Table:
@@ -445,6 +488,12 @@ class Answer:
     alias: str
     """The alias that matched; empty when wrong."""
     accepted: str
+    reason: str
+    """Why it is wrong (`twohop.analysis.judge`); empty when right."""
+    gates: str
+    """The gates that the question passes for this model; empty for a language model."""
+    named: str
+    """What the model writes when it is asked for the name of the same picture, under every prompt."""
 
 
 def answers(study: Study) -> Iterator[Answer]:
@@ -462,13 +511,35 @@ def answers(study: Study) -> Iterator[Answer]:
             row["correct"],
             row["matched_alias"] or "",
             ", ".join(row["answer_aliases"]),
+            "" if row["correct"] else judge(row["answer_text"], row["answer_aliases"]).reason,
+            row["gates"] or "",
+            (row["named"] or "") if row["condition"] == "image" else "",
         )
 
 
 def _joined(study: Study, model: str) -> pl.DataFrame:
     asked = study.questions[model].select("question_id", "name", "picture_id", "answer_aliases")
     columns = ["question_id", "relation", "condition", "answer_text", "correct", "matched_alias"]
-    return study.answers[model].select(columns).join(asked, on="question_id", how="inner")
+    table = study.answers[model].select(columns).join(asked, on="question_id", how="inner")
+    if study.models[model].role == "backbone":
+        return table.with_columns(gates=pl.lit(None, pl.String), named=pl.lit(None, pl.String))
+    table = table.join(_gates(study, model), on="question_id", how="left")
+    return table.join(_named(study, model), on="picture_id", how="left")
+
+
+def _gates(study: Study, model: str) -> pl.DataFrame:
+    """Per question, the names of the flags that gates ask for."""
+    flags = ("recognised", "ranked", "grounded")
+    passed = [pl.when(pl.col(f)).then(pl.lit(f)) for f in flags]
+    return pair(study, model).select("question_id", gates=pl.concat_str(passed, separator=", ", ignore_nulls=True))
+
+
+def _named(study: Study, model: str) -> pl.DataFrame:
+    """Per picture, what was written under each recognition prompt, with its grade."""
+    said = study.recognition[model].sort("picture_id", "prompt_id")
+    grade = pl.when(pl.col("correct")).then(pl.lit(" (right)")).otherwise(pl.lit(" (wrong)"))
+    text = pl.col("answer_text").str.strip_chars() + grade
+    return said.group_by("picture_id").agg(text.str.join("; ").alias("named"))
 
 
 def limits(summary: Record) -> Sequence[str]:

@@ -19,6 +19,7 @@ STEP = Step(
         "validation",
         "outcomes",
         "curves",
+        "predictions",
         "resolution",
         "depths",
         "recovered",

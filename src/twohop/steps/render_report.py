@@ -23,6 +23,7 @@ STEP = Step(
         "validation",
         "outcomes",
         "curves",
+        "predictions",
         "resolution",
         "depths",
         "recovered",
