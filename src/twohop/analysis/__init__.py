@@ -3,6 +3,7 @@
 from twohop.analysis._attribution import Attribution, Contrast, Runner, attribute, group_scores, patch_nodes
 from twohop.analysis._degradation import degradation, pair_answers, recognised, two_by_two
 from twohop.analysis._grading import first_line, grade, words
+from twohop.analysis._lens import LensFit, Translator, candidate_tokens, fit_translator
 from twohop.analysis._patching import (
     Pair,
     Plan,
@@ -18,49 +19,75 @@ from twohop.analysis._patching import (
 from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
 from twohop.analysis._profiles import compare_profiles, correlate, select_run, summarise_run
 from twohop.analysis._recovery import closed_share, continue_with, cut_name
+from twohop.analysis._resolution import (
+    Depth,
+    Readings,
+    curve,
+    depth_difference,
+    layers_of_windows,
+    name_hits,
+    order_agreement,
+    permutation_p,
+    resolution_depth,
+    spread,
+)
 from twohop.analysis._sampling import stratified_sample
 from twohop.analysis._statistics import Interval, accuracy, bootstrap, entity_sums, holm, mcnemar, ratio, share, wilson
 
 __all__ = [
     "Attribution",
     "Contrast",
+    "Depth",
     "Interval",
+    "LensFit",
     "Pair",
     "Plan",
     "Planner",
     "Probe",
+    "Readings",
     "Runner",
     "SpanScores",
     "TrainingSet",
+    "Translator",
     "accuracy",
     "attribute",
     "bootstrap",
+    "candidate_tokens",
     "choose_pair",
     "closed_share",
     "compare_profiles",
     "continue_with",
     "correlate",
+    "curve",
     "cut_name",
     "degradation",
+    "depth_difference",
     "entity_sums",
     "first_line",
     "first_near_maximum",
     "fit_probe",
+    "fit_translator",
     "grade",
     "group_scores",
     "holm",
+    "layers_of_windows",
     "mcnemar",
+    "name_hits",
+    "order_agreement",
     "pair_answers",
     "patch_nodes",
     "patching_sets",
+    "permutation_p",
     "picture_folds",
     "ratio",
     "recognised",
+    "resolution_depth",
     "sample_sets",
     "select_run",
     "share",
     "shuffle_labels",
     "span_mask",
+    "spread",
     "stratified_sample",
     "summarise_outcomes",
     "summarise_run",

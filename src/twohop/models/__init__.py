@@ -1,5 +1,6 @@
 """Loading, prompts, token groups, sites, interventions, generation; the only room that knows transformers."""
 
+from twohop.models._attention import Knockout
 from twohop.models._card import FileRecord, ModelCard, read_card
 from twohop.models._model import Model, Run
 from twohop.models._open import OpenedModel, open_model, open_tokenizer, opened
@@ -15,6 +16,7 @@ __all__ = [
     "KIND_MEANINGS",
     "Batch",
     "FileRecord",
+    "Knockout",
     "Model",
     "ModelCard",
     "OpenedModel",

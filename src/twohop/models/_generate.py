@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from twohop.errors import ModelError
+from twohop.models._attention import Knockout, knocked_out
 from twohop.models._hooks import hooked
 from twohop.models._prompts import Batch
 from twohop.models._sites import Patch
@@ -26,11 +27,17 @@ ROWS_AT_ONCE = 128
 """Rows of one continuation; bounds the copies of the prefix's cache."""
 
 
-def greedy(model: "Model", batch: Batch, max_new_tokens: int, patches: Sequence[Patch]) -> list[str]:
+def greedy(
+    model: "Model",
+    batch: Batch,
+    max_new_tokens: int,
+    patches: Sequence[Patch],
+    knockouts: Sequence[Knockout] = (),
+) -> list[str]:
     """See `Model.generate`."""
     if max_new_tokens < 1:
         raise ModelError(f"max_new_tokens is {max_new_tokens}", model.name, "ask for at least one token")
-    cache, logits = _prefill(model, batch, patches)
+    cache, logits = _prefill(model, batch, patches, knockouts)
     lengths = batch.attention_mask.sum(1)
     mask = batch.attention_mask
     written: list[list[int]] = [[] for _ in range(len(batch))]
@@ -59,22 +66,24 @@ def _first_line(text: str) -> str:
     return text.strip().split("\n")[0].strip()
 
 
-def name_logprobs(model: "Model", batch: Batch, names: Sequence[str]) -> Float[Tensor, "batch name"]:
+def name_logprobs(
+    model: "Model", batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()
+) -> Float[Tensor, "batch name"]:
     """See `Model.name_logprobs`."""
     ids = _name_ids(model, names)
-    cache, logits = _prefill(model, batch, ())
+    cache, logits = _prefill(model, batch, patches)
     rows = [(r, n) for r in range(len(batch)) for n in range(len(names))]
     scores = _scores(model, batch, cache, logits.log_softmax(-1), ids, rows)
     return torch.tensor(scores, dtype=torch.float32).reshape(len(batch), len(names))
 
 
-def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
+def best_names(model: "Model", batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()) -> list[int]:
     """Branch and bound: log P(name) <= log P(its first token), so names are scored in the order of that bound.
 
     A row is done when the next bound is below the best score that it has.
     """
     ids = _name_ids(model, names)
-    cache, logits = _prefill(model, batch, ())
+    cache, logits = _prefill(model, batch, patches)
     logprobs = logits.log_softmax(-1)
     bounds = logprobs[:, torch.tensor([i[0] for i in ids], device=model.device)].cpu()
     order = bounds.argsort(dim=1, descending=True, stable=True).tolist()
@@ -137,10 +146,43 @@ def _tails(model: "Model", batch: Batch, cache: Any, rows: list[int], names: lis
     return (picked * known).sum(1).tolist()
 
 
-def _prefill(model: "Model", batch: Batch, patches: Sequence[Patch]) -> tuple[Any, Float[Tensor, "batch vocab"]]:
+def blocked_logits(
+    model: "Model", batch: Batch, knockouts: Sequence[Knockout]
+) -> Float[Tensor, "knockout batch vocab"]:
+    """See `Model.blocked_logits`."""
+    last = batch.groups["last"]
+    if not bool(last[:, -1].all()) or last.shape[1] < 2 or model.decoder.cross_layers:
+        todo = "use left-padded prompts of two tokens or more, of a model without cross-attention"
+        raise ModelError("the rest of the prompt cannot be shared", model.name, todo)
+    if any(bool((cut.queries & ~last).any()) for cut in knockouts):
+        raise ModelError("a knockout at another position than `last`", model.name, "use `run`")
+    embeds, shape = model.embed(batch), (len(batch), int(last.shape[1]))
+    cache = DynamicCache(config=model.net.config.get_text_config())
+    model.net(
+        inputs_embeds=embeds[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **{name: value[:, :-1] for name, value in batch.extra.items()},
+    )
+    rest = batch.input_ids[:, -1:], batch.attention_mask, batch.position_ids[:, -1:]
+    every = torch.arange(len(batch), device=model.device)
+    found: list[Tensor] = []
+    for cut in knockouts:
+        with knocked_out(model.decoder, [cut], shape):
+            found.append(_continue(model, _rows(cache, every), *rest)[:, -1])
+    return torch.stack(found)
+
+
+def _prefill(
+    model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout] = ()
+) -> tuple[Any, Float[Tensor, "batch vocab"]]:
     cache = DynamicCache(config=model.net.config.get_text_config())
     embeds = model.embed(batch)
-    with hooked(model.decoder, (int(embeds.shape[0]), int(embeds.shape[1]), model.d_model), (), patches):
+    shape = (int(embeds.shape[0]), int(embeds.shape[1]), model.d_model)
+    with hooked(model.decoder, shape, (), patches), knocked_out(model.decoder, knockouts, shape[:2]):
         return cache, model.forward(batch, embeds, cache)
 
 

@@ -11,7 +11,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from twohop.errors import ModelError
-from twohop.models import _generate
+from twohop.models import _generate, _lens
+from twohop.models._attention import Knockout, knocked_out
 from twohop.models._card import ModelCard
 from twohop.models._hooks import hooked
 from twohop.models._prompts import Batch, Prompt, Tokens, pad
@@ -148,7 +149,12 @@ class Model:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def run(
-        self, batch: Batch, capture: Collection[Site] = (), patches: Sequence[Patch] = (), grad: bool = False
+        self,
+        batch: Batch,
+        capture: Collection[Site] = (),
+        patches: Sequence[Patch] = (),
+        grad: bool = False,
+        knockouts: Sequence[Knockout] = (),
     ) -> Run:
         """One forward pass.
 
@@ -157,38 +163,76 @@ class Model:
             capture: sites to return.
             patches: sites to overwrite.
             grad: keep activations in the graph (`run.activations[site].grad` after a backward pass).
+            knockouts: attention edges to cut.
 
         Raises:
-            ModelError: a site does not fit the model (promise X1).
+            ModelError: a site or a knockout does not fit the model (promise X1).
         """
         with torch.enable_grad() if grad else torch.no_grad():
             embeds = self.embed(batch)
             if grad:
                 embeds = embeds.detach().requires_grad_()
             shape = (int(embeds.shape[0]), int(embeds.shape[1]), self.d_model)
-            with hooked(self.decoder, shape, capture, patches, grad) as found:
+            with (
+                hooked(self.decoder, shape, capture, patches, grad) as found,
+                knocked_out(self.decoder, knockouts, shape[:2]),
+            ):
                 logits = self.forward(batch, embeds)
         return Run(logits, found)
 
-    def generate(self, batch: Batch, max_new_tokens: int, patches: Sequence[Patch] = ()) -> list[str]:
-        """Greedy answers; patches act in the prefill only.
+    def unembed(
+        self, resid: Float[Tensor, "*rows d_model"], tokens: Sequence[int] | None = None
+    ) -> Float[Tensor, "*rows token"]:
+        """Logit lens: final norm and unembedding of residuals as `run` captures them (before the final norm).
+
+        Args:
+            resid: `resid_post` of any layer; gradients pass.
+            tokens: only these token ids, in this order; None: the whole vocabulary.
+
+        Raises:
+            ModelError: residuals of another width, or an `lm_head` that is not linear.
+        """
+        return _lens.unembed(self.net, self.decoder, resid, tokens)
+
+    def blocked_logits(self, batch: Batch, knockouts: Sequence[Knockout]) -> Float[Tensor, "knockout batch vocab"]:
+        """Logits at `last` under each knockout alone, where all cut edges end at `last`.
+
+        Equal to one `run` per knockout; but as nothing before `last` changes, the rest of the prompt is run only once.
+
+        Raises:
+            ModelError: a knockout that does not fit or cuts another position's view, a right-padded batch, or a model
+                that reads pictures by cross-attention.
+        """
+        with torch.no_grad():
+            return _generate.blocked_logits(self, batch, knockouts)
+
+    def generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        patches: Sequence[Patch] = (),
+        knockouts: Sequence[Knockout] = (),
+    ) -> list[str]:
+        """Greedy answers; patches and knockouts act in the prefill only.
 
         Returns:
             Per row the first line of text (surrounding blanks removed).
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            return _generate.greedy(self, batch, max_new_tokens, patches)
+            return _generate.greedy(self, batch, max_new_tokens, patches, knockouts)
 
-    def name_logprobs(self, batch: Batch, names: Sequence[str]) -> Float[Tensor, "batch name"]:
-        """log P(" name" | prompt), summed over the name's tokens."""
+    def name_logprobs(
+        self, batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()
+    ) -> Float[Tensor, "batch name"]:
+        """log P(" name" | prompt), summed over the name's tokens; patches act on the prompt."""
         with torch.no_grad():
-            return _generate.name_logprobs(self, batch, names)
+            return _generate.name_logprobs(self, batch, names, patches)
 
-    def best_names(self, batch: Batch, names: Sequence[str]) -> list[int]:
-        """Index of the most probable name per row; exact, the first one when two are equal."""
+    def best_names(self, batch: Batch, names: Sequence[str], patches: Sequence[Patch] = ()) -> list[int]:
+        """Index of the most probable name per row, exact, the first of equals. Patches act on the prompt."""
         with torch.no_grad():
-            return _generate.best_names(self, batch, names)
+            return _generate.best_names(self, batch, names, patches)
 
 
 def _stop_ids(net: Any, tokenizer: Any) -> frozenset[int]:

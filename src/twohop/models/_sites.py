@@ -89,7 +89,8 @@ class Decoder:
         self.layout = LAYOUTS[family]
         self.stack: Any = net_.get_decoder()
         self.layers: nn.ModuleList = self.stack.layers
-        config = net_.config.get_text_config()
+        self.config: Any = net_.config.get_text_config()
+        config = self.config
         self.n_layers, self.d_model = int(config.num_hidden_layers), int(config.hidden_size)
         self.cross_layers = frozenset(int(i) for i in getattr(config, "cross_attention_layers", None) or ())
         if len(self.layers) != self.n_layers:

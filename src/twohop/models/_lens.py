@@ -1,0 +1,36 @@
+"""The unembedding of a residual: what the model would say if it stopped after a layer.
+
+The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): final norm, then `lm_head`, applied to the
+residual of any layer. Activations here are read by hooks before the final norm, so it is applied exactly once (promise
+X8; `hidden_states[-1]` of transformers is already normed).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twohop.errors import ModelError
+from twohop.models._sites import Decoder
+
+
+def unembed(
+    net: Any, decoder: Decoder, resid: Float[Tensor, "*rows d_model"], tokens: Sequence[int] | None = None
+) -> Float[Tensor, "*rows token"]:
+    """See `Model.unembed`."""
+    head: Any = net.lm_head
+    if not isinstance(head, nn.Linear) or resid.shape[-1] != decoder.d_model:
+        raise ModelError(
+            f"cannot unembed {tuple(resid.shape)} with {type(head).__name__}",
+            type(net).__name__,
+            f"give residuals of width {decoder.d_model} of a model whose lm_head is linear",
+        )
+    normed: Tensor = decoder.stack.norm(resid.to(head.weight))
+    weight, bias = head.weight, head.bias
+    if tokens is not None:
+        index = torch.tensor(list(tokens), device=weight.device)
+        weight, bias = weight[index], None if bias is None else bias[index]
+    logits = nn.functional.linear(normed, weight, bias)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
