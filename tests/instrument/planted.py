@@ -16,7 +16,7 @@ How "too late" is made: names are points of a five-bit code, and facts are arbit
 read-out can hold them; the training penalises writes the more the deeper they are, so MLPs recall early.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +35,23 @@ from transformers import (
 
 from twohop.analysis import (
     Contrast,
+    Readings,
     Runner,
     TrainingSet,
+    Translator,
     attribute,
     entity_sums,
     fit_probe,
+    fit_translator,
     group_scores,
+    layers_of_windows,
+    name_hits,
+    resolution_depth,
     share,
     shuffle_labels,
     summarise_run,
 )
-from twohop.models import KINDS, Model, ModelCard, Patch, Prompt, Site, Tokens
+from twohop.models import KINDS, Batch, Knockout, Model, ModelCard, Patch, Prompt, Site, Tokens
 from twohop.steps.train_probes import summarise
 
 N_LAYERS, D_MODEL, PAYLOAD = 8, 48, 8
@@ -482,10 +488,12 @@ def pooled(states: Tensor, mask: Tensor) -> np.ndarray:
     return ((states * weight).sum(1) / weight.sum(1)).float().numpy()
 
 
-def fit_and_test(data: TrainingSet, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_and_test(
+    data: TrainingSet, features: np.ndarray, labels: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Hits of a probe and of its shuffled-label control."""
-    probe = fit_probe(data, [0.1], 3, 0)
-    control = fit_probe(shuffle_labels(data, 0), [0.1], 3, 0)
+    probe = fit_probe(data, [0.1], 3, seed)
+    control = fit_probe(shuffle_labels(data, seed), [0.1], 3, seed)
     return probe.predict(features) == labels, control.predict(features) == labels
 
 
@@ -506,3 +514,179 @@ def accuracy(study: Study, receiver: Receiver | None, relation: str) -> float:
         prompts = [receiver.prompt(p, TEMPLATES[0], relation) for p in pictures]
     written = model.generate(model.batch(prompts), 1)
     return float(np.mean([w == answers[e] for w, e in zip(written, shown, strict=True)]))
+
+
+# --- resolution depth -------------------------------------------------------------------------------------------------
+
+METHODS = ("logit_lens", "tuned_lens", "patchscope", "knockout")
+WINDOW, PERMUTATIONS, LENS_STEPS = 3, 400, 60
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The naming prompt of every entity, one picture each (or its name), and the first tokens of all names."""
+
+    model: Model
+    batch: Batch
+    tokens: list[int]
+
+    @property
+    def where(self) -> Tensor:
+        """Tokens of the picture or of the name."""
+        return self.batch.groups["image"] | self.batch.groups["entity"]
+
+    def hits(self, logits: Tensor) -> np.ndarray:
+        """Float["entity candidate"]: 1 where the candidate's name is the most probable of all names."""
+        return name_hits(logits.numpy(), self.tokens, self.tokens, self.tokens)
+
+
+def ask_names(study: Study, receiver: Receiver | None) -> Asked:
+    tokens = [study.token(name) for name in study.world.names]
+    if receiver is None:
+        prompts = [study.named(name, "name") for name in study.world.names]
+        return Asked(study.backbone, study.backbone.batch(prompts), tokens)
+    shown = {p.entity: p for p in study.test_pictures()}
+    prompts = [receiver.prompt(shown[e], TEMPLATES[0], "name") for e in range(N_ENTITIES)]
+    return Asked(receiver.model, receiver.model.batch(prompts), tokens)
+
+
+def entity_states(asked: Asked) -> list[Tensor]:
+    """By layer (0: embedding) the mean residual at each entity's tokens, Float["entity d_model"]."""
+    sites = [Site("resid_post", n) for n in range(-1, N_LAYERS)]
+    states = asked.model.run(asked.batch, sites).activations
+    return [torch.from_numpy(pooled(states[site], asked.where)) for site in sites]
+
+
+@torch.no_grad()
+def read_lens(asked: Asked, translators: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Readings:
+    """Logit lens, or the tuned lens with its translators, at the entity's tokens."""
+    scores = [
+        asked.hits(asked.model.unembed(h if translators is None else translators[n](h), asked.tokens))
+        for n, h in enumerate(entity_states(asked))
+    ]
+    return Readings(tuple(range(N_LAYERS + 1)), np.stack(scores))
+
+
+def tune(study: Study) -> list[Translator]:
+    """The tuned lens of the language model, trained on text alone; whole entities are held out."""
+    prompts = [p for p, _, late in zip(*_lessons(study.world), strict=True) if not bool(late.any())]
+    model, sites = study.backbone, [Site("resid_post", n) for n in range(-1, N_LAYERS)]
+    batch = model.batch(prompts)
+    states = model.run(batch, sites).activations
+    real = batch.attention_mask.bool()
+    names = {study.token(name) for name in study.world.names[:4]}
+    held = torch.tensor([bool(names & set(row)) for row in batch.input_ids.tolist()])[:, None].expand_as(real)[real]
+    final = states[sites[-1]][real]
+    return [
+        fit_translator(states[s][real], final, held, model.unembed, 0 if s == sites[-1] else LENS_STEPS, 0).translator
+        for s in sites
+    ]
+
+
+def read_patchscope(study: Study, asked: Asked) -> Readings:
+    """Each layer's residual in the place of an unknown name, at the layer that it comes from: what is it called?"""
+    before, after = TEMPLATES[0]
+    batch = asked.model.batch([Prompt(before, "?", after.format("name"))] * N_ENTITIES)
+    scores: list[np.ndarray] = []
+    for n, states in enumerate(entity_states(asked)):
+        patch = Patch(Site("resid_post", n - 1), batch.groups["entity"], states)
+        scores.append(asked.hits(asked.model.run(batch, patches=[patch]).logits[:, asked.tokens]))
+    return Readings(tuple(range(N_LAYERS + 1)), np.stack(scores))
+
+
+def read_knockout(asked: Asked) -> Readings:
+    """What every name loses in log-probability when `last` cannot see the entity's tokens in a window of layers."""
+    windows = layers_of_windows(N_LAYERS, WINDOW, 1)
+    cuts = [Knockout(w.start, w.stop, asked.batch.groups["last"], asked.where) for _, w in windows]
+    plain = asked.model.run(asked.batch).logits[:, asked.tokens].log_softmax(-1)
+    blocked = asked.model.blocked_logits(asked.batch, cuts)[:, :, asked.tokens].log_softmax(-1)
+    return Readings(tuple(place for place, _ in windows), (plain - blocked).numpy(), "half_of_sum")
+
+
+def resolution_depths(
+    study: Study, receiver: Receiver | None, translators: Sequence[Translator]
+) -> dict[str, float | None]:
+    """Method -> depth as a share of the layers; None where the permutation test says that nothing is read."""
+    asked = ask_names(study, receiver)
+    readings = {
+        "logit_lens": read_lens(asked),
+        "tuned_lens": read_lens(asked, translators),
+        "patchscope": read_patchscope(study, asked),
+        "knockout": read_knockout(asked),
+    }
+    return {m: resolution_depth(r, N_LAYERS, N_BOOT, PERMUTATIONS, 0).depth.value for m, r in readings.items()}
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+ARRIVES = (LATE_LAYER + 1) / N_LAYERS
+"""Depth at which the late code is there, counted as probes and lenses do: 0 embedding, 1 after the last layer."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the instruments say of one model."""
+
+    depths: dict[str, float | None]
+    """By method: attribution counts 0 first layer, 1 last; all others 0 embedding, 1 after the last layer."""
+    recall: float
+    """Share of facts told."""
+    naming: float
+    """Share of names told."""
+    moved: float
+    """Signed attribution of the entity's tokens: their residual where the code arrives, mean over pairs."""
+    moved_permuted: float
+    """The same with every pair measured by another pair's answers."""
+    curves: pl.DataFrame | None
+    scores: dict[tuple[Site, str], Tensor]
+
+
+def arrival(receiver: Receiver | None) -> Site:
+    """The first residual that can hold the entity."""
+    return Site("resid_post", LATE_LAYER) if receiver and receiver.name == "late" else EMBEDDING
+
+
+def look(study: Study, receiver: Receiver | None, translators: Sequence[Translator]) -> Found:
+    """All instruments on one receiver; None is the language model on names, which has no pictures to probe."""
+    run = "text" if receiver is None else "image"
+    model, twins = (study.backbone if receiver is None else receiver.model), make_twins(study, receiver)
+    scores, permuted = score(model, twins), score(model, twins.permuted())
+    node = (arrival(receiver), "entity" if receiver is None else "image")
+    depths: dict[str, float | None] = {"attribution": attribution_depth(scores, run)}
+    curves = None if receiver is None else probe_curves(study, receiver)
+    if curves is not None:
+        reads = float(curves.filter(feature="image")["accuracy"].max()) > 0.5
+        depths["probes"] = probe_depth(curves) if reads else None
+    depths |= resolution_depths(study, receiver, translators)
+    recall = float(np.mean([accuracy(study, receiver, relation) for relation in RELATIONS]))
+    naming = accuracy(study, receiver, "name")
+    return Found(depths, recall, naming, float(scores[node].mean()), float(permuted[node].mean()), curves, scores)
+
+
+TRUTHS = {
+    "backbone": "a name: there before layer 0",
+    "early": "at the embedding (0)",
+    "late": f"output of layer {LATE_LAYER} ({ARRIVES:.3f})",
+    "untrained": "there, but not as a name",
+    "blind": "nowhere",
+}
+
+
+def main() -> None:
+    """Train, look, print."""
+    torch.set_num_threads(1)
+    study = Study()
+    translators = tune(study)
+    methods = ("attribution", "probes", *METHODS)
+    print(f"{N_LAYERS} layers, {N_ENTITIES} entities; a late code is added to the output of layer {LATE_LAYER}")
+    print("| model | truth | " + " | ".join(methods) + " | names told | facts told | moved | moved, permuted |")
+    print("|---" * (len(methods) + 6) + "|")
+    for name in ("backbone", *RECEIVERS):
+        found = look(study, study.receivers.get(name), translators)
+        depths = [f"{d:.2f}" if (d := found.depths.get(m)) is not None else "-" for m in methods]
+        told = [f"{found.naming:.2f}", f"{found.recall:.2f}", f"{found.moved:.2f}", f"{found.moved_permuted:.2f}"]
+        print("| " + " | ".join([name, TRUTHS[name], *depths, *told]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
