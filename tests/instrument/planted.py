@@ -82,7 +82,7 @@ PER_STYLE = 4
 """Pictures of an entity in each style."""
 RECEIVERS = ("early", "late", "untrained", "blind")
 EMBEDDING = Site("resid_post", -1)
-N_BOOT = 400
+N_BOOT, N_PERMUTED = 400, 20
 
 
 @dataclass(frozen=True)
@@ -393,9 +393,10 @@ class Twins:
     corrupted: list[Prompt]
     contrast: Contrast
 
-    def permuted(self) -> "Twins":
-        """The negative control: every pair is measured with the answers of a pair of another entity."""
-        return Twins(self.clean, self.corrupted, Contrast(self.contrast.clean.roll(3), self.contrast.corrupted.roll(3)))
+    def permuted(self, seed: int) -> "Twins":
+        """The negative control: every pair is measured with the answers of a pair drawn at random."""
+        order = torch.randperm(len(self.clean), generator=torch.Generator().manual_seed(seed))
+        return Twins(self.clean, self.corrupted, Contrast(self.contrast.clean[order], self.contrast.corrupted[order]))
 
 
 def make_twins(study: Study, receiver: Receiver | None) -> Twins:
@@ -425,10 +426,10 @@ def all_sites() -> list[Site]:
     return [Site(kind, layer) for kind in KINDS for layer in range(N_LAYERS)]
 
 
-def score(model: Model, twins: Twins) -> dict[tuple[Site, str], Tensor]:
-    """Signed attribution of every node and pair, as score_attribution takes it."""
+def score(model: Model, twins: Twins, sites: Sequence[Site] | None = None) -> dict[tuple[Site, str], Tensor]:
+    """Signed attribution of every node (or of some sites') and pair, as score_attribution takes it."""
     clean, corrupted = model.batch(twins.clean), model.batch(twins.corrupted)
-    sites = [EMBEDDING, *all_sites()]
+    sites = [EMBEDDING, *all_sites()] if sites is None else sites
     found = attribute(Runner(model.run, Patch), clean, corrupted, twins.contrast, sites, EMBEDDING)
     return group_scores(found.positions, clean.groups)
 
@@ -635,8 +636,8 @@ class Found:
     """Share of names told."""
     moved: float
     """Signed attribution of the entity's tokens: their residual where the code arrives, mean over pairs."""
-    moved_permuted: float
-    """The same with every pair measured by another pair's answers."""
+    moved_permuted: list[float]
+    """The same with the answers of pairs permuted, for each of N_PERMUTED draws."""
     curves: pl.DataFrame | None
     scores: dict[tuple[Site, str], Tensor]
 
@@ -650,7 +651,7 @@ def look(study: Study, receiver: Receiver | None, translators: Sequence[Translat
     """All instruments on one receiver; None is the language model on names, which has no pictures to probe."""
     run = "text" if receiver is None else "image"
     model, twins = (study.backbone if receiver is None else receiver.model), make_twins(study, receiver)
-    scores, permuted = score(model, twins), score(model, twins.permuted())
+    scores = score(model, twins)
     node = (arrival(receiver), "entity" if receiver is None else "image")
     depths: dict[str, float | None] = {"attribution": attribution_depth(scores, run)}
     curves = None if receiver is None else probe_curves(study, receiver)
@@ -660,7 +661,8 @@ def look(study: Study, receiver: Receiver | None, translators: Sequence[Translat
     depths |= resolution_depths(study, receiver, translators)
     recall = float(np.mean([accuracy(study, receiver, relation) for relation in RELATIONS]))
     naming = accuracy(study, receiver, "name")
-    return Found(depths, recall, naming, float(scores[node].mean()), float(permuted[node].mean()), curves, scores)
+    permuted = [float(score(model, twins.permuted(s), [node[0]])[node].mean()) for s in range(N_PERMUTED)]
+    return Found(depths, recall, naming, float(scores[node].mean()), permuted, curves, scores)
 
 
 TRUTHS = {
@@ -684,7 +686,12 @@ def main() -> None:
     for name in ("backbone", *RECEIVERS):
         found = look(study, study.receivers.get(name), translators)
         depths = [f"{d:.2f}" if (d := found.depths.get(m)) is not None else "-" for m in methods]
-        told = [f"{found.naming:.2f}", f"{found.recall:.2f}", f"{found.moved:.2f}", f"{found.moved_permuted:.2f}"]
+        told = [
+            f"{found.naming:.2f}",
+            f"{found.recall:.2f}",
+            f"{found.moved:.2f}",
+            f"{np.mean(found.moved_permuted):.2f} (sd {np.std(found.moved_permuted):.2f})",
+        ]
         print("| " + " | ".join([name, TRUTHS[name], *depths, *told]) + " |", flush=True)
 
 
