@@ -175,9 +175,19 @@ class _Maker:
                     a = min(1.0, (0 if feature == "last" else start) + 0.1 * layer)
                     rows.append({
                         "feature": feature, "layer": layer, "test_style": style, "accuracy": a, "low": max(0.0, a - 0.1), "high": min(1.0, a + 0.1),
-                        "shuffled_accuracy": 0.08, "l2": 1.0, "n_train": 40, "n_test": 12,
+                        "shuffled_accuracy": 0.08, "selectivity": a - 0.08, "selectivity_low": a - 0.2, "selectivity_high": a, "l2": 1.0, "n_train": 40, "n_test": 12,
                     })  # fmt: skip
         self.put("curves", "train_probes", model, rows)
+        self.put("predictions", "train_probes", model, [p for row in rows for p in self.predictions(row)])
+
+    def predictions(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """One picture per entity; the first ones are read right."""
+        right = round(row["accuracy"] * len(self.ids))
+        return [
+            {"feature": row["feature"], "layer": row["layer"], "test_style": row["test_style"], "entity_id": e,
+             "predicted": e if i < right else self.ids[0], "correct": i < right, "shuffled_correct": False}
+            for i, e in enumerate(self.ids)
+        ]  # fmt: skip
 
     def recovery(self, model: str) -> None:
         rows = []

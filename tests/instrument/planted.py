@@ -41,18 +41,18 @@ from twohop.analysis import (
     Translator,
     attribute,
     entity_sums,
-    fit_probe,
+    first_near_maximum,
+    fit_probes,
     fit_translator,
     group_scores,
     layers_of_windows,
     name_hits,
     resolution_depth,
     share,
-    shuffle_labels,
     summarise_run,
 )
-from twohop.models import KINDS, Batch, Knockout, Model, ModelCard, Patch, Prompt, Site, Tokens
-from twohop.steps.train_probes import summarise
+from twohop.models import Batch, Knockout, Model, ModelCard, Patch, Prompt, Site, Tokens
+from twohop.models._sites import SiteKind
 
 N_LAYERS, D_MODEL, PAYLOAD = 8, 48, 8
 """The last PAYLOAD channels of every embedding are 0; in a picture's tokens they carry the late receiver's code."""
@@ -82,6 +82,8 @@ PER_STYLE = 4
 """Pictures of an entity in each style."""
 RECEIVERS = ("early", "late", "untrained", "blind")
 EMBEDDING = Site("resid_post", -1)
+KINDS: tuple[SiteKind, ...] = ("resid_post", "mlp_write", "attn_write")
+L2 = [0.1]
 N_BOOT, N_PERMUTED = 400, 20
 
 
@@ -460,26 +462,26 @@ def attribution_depth(scores: dict[tuple[Site, str], Tensor], run: str) -> float
 
 
 def probe_curves(study: Study, receiver: Receiver) -> pl.DataFrame:
-    """`schemas.CURVES` (but for its counts): a probe and its control per layer and feature, as train_probes fits them;
-    layer 0 is the embedding.
+    """A probe and its control per layer and feature, fitted as train_probes fits them; layer 0 is the embedding.
+
+    Columns feature, layer, accuracy, low, high, shuffled_accuracy, on pictures of the held-out style.
     """
-    world, layers = study.world, range(-1, N_LAYERS)
-    prompts = [receiver.prompt(p, TEMPLATES[0], "name") for p in world.pictures]
-    batch = receiver.model.batch(prompts)
-    states = receiver.model.run(batch, [Site("resid_post", n) for n in layers]).activations
+    world, sites = study.world, [Site("resid_post", n) for n in range(-1, N_LAYERS)]
+    batch = receiver.model.batch([receiver.prompt(p, TEMPLATES[0], "name") for p in world.pictures])
+    states = receiver.model.run(batch, sites).activations
     train = [i for i, p in enumerate(world.pictures) if p.style in TRAIN_STYLES]
     test = [i for i, p in enumerate(world.pictures) if p.style == TEST_STYLE]
     labels = np.array([p.entity for p in world.pictures])
     names = [world.pictures[i].id for i in train]
     rows: list[dict[str, Any]] = []
     for feature in ("image", "last"):
-        for n in layers:
-            x = pooled(states[Site("resid_post", n)], batch.groups[feature])
-            hits, control = fit_and_test(TrainingSet(x[train], labels[train], names), x[test], labels[test])
+        x = np.stack([pooled(states[site], batch.groups[feature]) for site in sites])
+        every, shuffled = fit_and_test(TrainingSet(x[:, train], labels[train], names), x[:, test], labels[test])
+        for layer, (hits, control) in enumerate(zip(every, shuffled, strict=True)):
             sums = entity_sums([str(e) for e in labels[test]], [hits, np.ones(len(hits))])
             found = share(sums, N_BOOT, 0)
-            row = {"feature": feature, "layer": n + 1, "test_style": TEST_STYLE, "accuracy": found.value}
-            rows.append({**row, "low": found.low, "high": found.high, "shuffled_accuracy": float(control.mean())})
+            row = {"feature": feature, "layer": layer, "accuracy": found.value, "low": found.low, "high": found.high}
+            rows.append({**row, "shuffled_accuracy": float(control.mean())})
     return pl.DataFrame(rows)
 
 
@@ -492,15 +494,16 @@ def pooled(states: Tensor, mask: Tensor) -> np.ndarray:
 def fit_and_test(
     data: TrainingSet, features: np.ndarray, labels: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hits of a probe and of its shuffled-label control."""
-    probe = fit_probe(data, [0.1], 3, seed)
-    control = fit_probe(shuffle_labels(data, seed), [0.1], 3, seed)
-    return probe.predict(features) == labels, control.predict(features) == labels
+    """Bool["layer picture"] hits of the probes and of their shuffled-label controls; features are by layer."""
+    probes, controls = fit_probes(data, L2, 3, seed)
+    made = [np.stack([p.predict(x) == labels for p, x in zip(ps, features, strict=True)]) for ps in (probes, controls)]
+    return made[0], made[1]
 
 
 def probe_depth(curves: pl.DataFrame, feature: str = "image") -> float:
     """First layer with 90 % of the curve's own maximum, as a share of depth: 0 embedding, 1 after the last layer."""
-    return float(summarise(curves, N_LAYERS)[feature][TEST_STYLE]["near_maximum_depth"])
+    rows = curves.filter(pl.col("feature") == feature)
+    return first_near_maximum(rows["layer"].to_list(), rows["accuracy"].to_list()) / N_LAYERS
 
 
 def accuracy(study: Study, receiver: Receiver | None, relation: str) -> float:

@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import planted
+import polars as pl
 import pytest
 import torch
 from planted import (
     ARRIVES,
     EMBEDDING,
+    KINDS,
     LATE_LAYER,
     METHODS,
     N_ENTITIES,
@@ -22,7 +24,7 @@ from planted import (
 from scipy import stats
 
 from twohop.analysis import TrainingSet
-from twohop.models import KINDS, Patch, Site
+from twohop.models import Patch, Site
 
 CHANCE = 1 / N_ENTITIES
 
@@ -89,7 +91,7 @@ def test_probes_find_the_very_layer(found: dict[str, Found]) -> None:
     assert found["late"].depths["probes"] == ARRIVES
     curves = found["late"].curves
     assert curves is not None
-    below = curves.filter(feature="image").filter(curves.filter(feature="image")["layer"] <= LATE_LAYER)
+    below = curves.filter(pl.col("feature") == "image", pl.col("layer") <= LATE_LAYER)
     assert below["accuracy"].to_list() == [pytest.approx(CHANCE)] * (LATE_LAYER + 1)
 
 
@@ -177,13 +179,15 @@ def test_an_entity_that_is_its_own_twin_scores_exactly_nothing(study: Study) -> 
 def test_shuffled_labels_are_at_chance(study: Study) -> None:
     """Over several shuffles of the labels, on features from which the true labels are read without a fault."""
     early = study.receivers["early"]
-    x = torch.stack([early.features[p.id][0] for p in study.world.pictures]).numpy()
+    x = torch.stack([early.features[p.id][0] for p in study.world.pictures]).numpy()[None]
     labels = np.array([p.entity for p in study.world.pictures])
     seen = np.array([p.style in TRAIN_STYLES for p in study.world.pictures])
     names = [p.id for p in study.world.pictures if p.style in TRAIN_STYLES]
     hits: list[float] = []
     for seed in range(8):
-        true, control = planted.fit_and_test(TrainingSet(x[seen], labels[seen], names), x[~seen], labels[~seen], seed)
+        true, control = planted.fit_and_test(
+            TrainingSet(x[:, seen], labels[seen], names), x[:, ~seen], labels[~seen], seed
+        )
         assert true.mean() > 0.9
         hits.append(float(control.mean()))
     low, high = stats.binom.interval(0.99, len(hits) * N_ENTITIES, CHANCE)

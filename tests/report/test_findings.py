@@ -77,9 +77,9 @@ def test_no_lost_fact_is_said(changed):
 
 
 def test_depth_comes_from_the_held_out_style(changed):
-    changed["probes"]["late"]["noto_original"]["image_last"]["resolved_depth"] = 0.25
-    changed["probes"]["late"]["1x1"]["image_last"]["resolved_depth"] = 0.75
-    assert "late: by 25 % of the depth" in find(changed)[1].verdict
+    changed["probes"]["late"]["noto_original"]["image_last"]["resolved_depth"]["value"] = 0.25
+    changed["probes"]["late"]["1x1"]["image_last"]["resolved_depth"]["value"] = 0.75
+    assert "late: by 25 % [" in find(changed)[1].verdict
 
 
 def test_nothing_measured_is_said(changed):

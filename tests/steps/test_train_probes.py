@@ -109,9 +109,26 @@ def test_curves_find_the_layer_where_the_entity_appears(call: Job) -> None:
 def test_summary_of_the_curves(call: Job) -> None:
     found = read_json(call.output("metrics"))["image"]["noto_waved"]
     assert found["near_maximum_layer"] == 4
-    assert found["near_maximum_depth"] == 1.0
+    assert found["near_maximum_depth"]["value"] == 1.0
+    assert found["near_maximum_depth"]["low"] <= found["near_maximum_depth"]["high"] <= 1.0
     assert found["layer_0"]["accuracy"] < 0.4
-    assert found["selectivity"] > 0.5
+    assert found["selectivity"]["low"] > 0.5
+
+
+def test_predictions_are_those_that_the_curves_count(call: Job) -> None:
+    said = read_table(call.output("predictions"), schemas.PREDICTIONS)
+    keys = ("feature", "layer", "test_style")
+    counted = said.group_by(keys).agg(
+        pl.col("correct").mean(),
+        pl.col("shuffled_correct").mean(),
+        right=(pl.col("predicted") == pl.col("entity_id")).mean(),
+    )
+    both = read_table(call.output("curves"), schemas.CURVES).join(counted, on=keys)
+    assert both.height == 2 * 3 * 2
+    for one, other in (("accuracy", "correct"), ("accuracy", "right"), ("shuffled_accuracy", "shuffled_correct")):
+        assert both[one].to_list() == pytest.approx(both[other].to_list())
+    gain = (both["accuracy"] - both["shuffled_accuracy"]).to_list()
+    assert both["selectivity"].to_list() == pytest.approx(gain)
 
 
 def test_training_and_test_share_no_picture_and_no_art_source() -> None:

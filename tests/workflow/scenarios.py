@@ -179,11 +179,11 @@ def comment_change(trees: Trees) -> Said:
 def library_change(trees: Trees) -> Said:
     """An upgraded library: recorded only, until a setting makes it a reason to run."""
     tree = trees.finished()
-    tree.edit("params.yaml", "rerun_on_versions: []", "rerun_on_versions: [scikit-learn]")
+    tree.edit("params.yaml", "rerun_on_versions: []", "rerun_on_versions: [matplotlib]")
     tree.run("twohop", "write_dvc", check=True)
     planned = tree.planned()
-    assert "train_probes" in planned or planned == set()
-    uses = {s for s, v in json.loads((tree.root / "workflow/code.json").read_text()).items() if "scikit-learn" in v}
+    assert "plot_figures" in planned or planned == set()
+    uses = {s for s, v in json.loads((tree.root / "workflow/code.json").read_text()).items() if "matplotlib" in v}
     assert planned >= uses
     return f"would run {', '.join(sorted(planned)) or 'nothing'}", f"{len(uses)} steps carry the version"
 

@@ -3,7 +3,7 @@
 # inputs:  questions, pictures, cards
 # outputs: results/extract_activations/{model}/activations.h5
 #          .cache/twohop/shards/{model}/{shard}-of-{shards}.json, for the time between the shards and the file
-#          results/train_probes/{model}/{curves.parquet,probes.safetensors,metrics.json}
+#          results/train_probes/{model}/{curves.parquet,predictions.parquet,probes.safetensors,metrics.json}
 # steps:   extract_shard (extract_activations.shards > 1) -> extract_activations -> train_probes
 SHARD = ".cache/twohop/shards/{model}/{shard}-of-{shards}.json"
 SHARDS = PARAMS.extract_activations.shards
@@ -80,6 +80,7 @@ rule train_probes:
         activations="results/extract_activations/{model}/activations.h5",
     output:
         curves="results/train_probes/{model}/curves.parquet",
+        predictions="results/train_probes/{model}/predictions.parquet",
         curve="results/train_probes/{model}/curve.csv",
         probes="results/train_probes/{model}/probes.safetensors",
         metrics="results/train_probes/{model}/metrics.json",

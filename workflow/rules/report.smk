@@ -34,6 +34,9 @@ TABLES = {
     ),
     "outcomes": per_model("results/patch_activations/{model}/outcomes.parquet", VLMS),
     "curves": per_model("results/train_probes/{model}/curves.parquet", VLMS, CONTROLS),
+    "predictions": per_model(
+        "results/train_probes/{model}/predictions.parquet", VLMS, CONTROLS
+    ),
     "recovered": per_model("results/recover_recall/{model}/recovered.parquet", VLMS),
 }
 METRICS = [

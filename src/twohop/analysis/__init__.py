@@ -16,7 +16,17 @@ from twohop.analysis._patching import (
     summarise_outcomes,
     wrong_donors,
 )
-from twohop.analysis._probing import Probe, TrainingSet, first_near_maximum, fit_probe, picture_folds, shuffle_labels
+from twohop.analysis._probing import (
+    Probe,
+    TrainingSet,
+    first_near_maximum,
+    fit_probes,
+    layers_at_once,
+    picture_folds,
+    resolution,
+    selectivity,
+    shuffle_labels,
+)
 from twohop.analysis._profiles import compare_profiles, correlate, select_run, summarise_run
 from twohop.analysis._recovery import closed_share, continue_with, cut_name
 from twohop.analysis._resolution import (
@@ -65,11 +75,12 @@ __all__ = [
     "entity_sums",
     "first_line",
     "first_near_maximum",
-    "fit_probe",
+    "fit_probes",
     "fit_translator",
     "grade",
     "group_scores",
     "holm",
+    "layers_at_once",
     "layers_of_windows",
     "mcnemar",
     "name_hits",
@@ -81,9 +92,11 @@ __all__ = [
     "picture_folds",
     "ratio",
     "recognised",
+    "resolution",
     "resolution_depth",
     "sample_sets",
     "select_run",
+    "selectivity",
     "share",
     "shuffle_labels",
     "span_mask",

@@ -1,7 +1,8 @@
 """Linear probes for the entity, layer by layer (study, section 5).
 
 A probe is multinomial logistic regression on standardised features, its L2 strength chosen by inner cross-validation
-over the training pictures. It is tested on pictures of an art source of which it has seen nothing, so that it must
+over the training pictures; all layers, candidates of the L2 strength, and the control are fitted together
+(`_logistic`). It is tested on pictures of an art source of which it has seen nothing, so that it must
 read the flag and not the drawing.
 
 Control: the same probe trained with the labels of the training pictures permuted among them. (Hewitt & Liang 2019,
@@ -10,26 +11,21 @@ under other names. Permuting by picture leaves a probe nothing that could carry 
 the accuracy minus the control's; a control above chance would show that pictures of both sets are mixed.
 """
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
+import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.exceptions import ConvergenceWarning  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor
 
+from twohop.analysis._logistic import Factors, bytes_of_problem, factorise, solve
+from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio
 from twohop.errors import DataError
 
-TOLERANCE = 1e-4
-"""Largest gradient entry at which L-BFGS stops (mean log-loss in nats).
-
-At 1e-3 it stopped so early that held-out accuracies moved by up to 2 of 24 pictures; from 1e-4 to 1e-6, at three times
-the time, they moved by at most 1 of 24 with l2 = 1 (with l2 = 0.01, where hardly anything bounds the optimum, by 3).
-"""
-MAX_ITERATIONS = 150
-"""Bounds the time of a fit on features that hardly separate; a probe that ran into it says so (`Probe.converged`)."""
+MEMORY = 64 * 2**20
+"""Bytes that the fits of one block of layers may hold at once, about."""
 
 
 @dataclass(frozen=True)
@@ -48,32 +44,48 @@ class Probe:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What one probe is fitted on; rows of one picture (plain and augmented) share a fold and, in the control, a
+    """What the probes are fitted on; rows of one picture (plain and augmented) share a fold and, in the control, a
     label.
     """
 
-    features: Float[np.ndarray, "row d_model"]
+    features: Float[np.ndarray, "layer row d_model"]
     labels: Int[np.ndarray, " row"]
     pictures: Sequence[str]
 
 
-def fit_probe(data: TrainingSet, candidates: Sequence[float], folds: int, seed: int) -> Probe:
-    """Choose the L2 strength by cross-validation (ties: the strongest) and fit on everything.
+def fit_probes(
+    data: TrainingSet, candidates: Sequence[float], folds: int, seed: int
+) -> tuple[list[Probe], list[Probe]]:
+    """Choose each layer's L2 strength by cross-validation (ties: the strongest) and fit on everything.
+
+    Returns:
+        Per layer the probe, and its control: shuffled labels (`shuffle_labels`) under the same L2 strength.
 
     Raises:
         DataError: fewer than two entities to tell apart.
     """
     if len(np.unique(data.labels)) < 2:
         raise DataError("a probe needs pictures of at least two entities", "training pictures", "raise n_entities")
-    l2 = candidates[0] if len(candidates) == 1 else choose_l2(data, candidates, folds, seed)
-    return _fit(data.features, data.labels, l2)
+    n = len(data.features)
+    l2 = np.full(n, candidates[0]) if len(candidates) == 1 else choose_l2(data, candidates, folds, seed)
+    factors = factorise(torch.from_numpy(data.features))
+    labels = [data.labels, shuffle_labels(data, seed).labels]
+    made = _fit(factors, np.tile(np.arange(n), 2), np.repeat(labels, n, axis=0), np.tile(l2, 2))
+    return made[:n], made[n:]
 
 
-def choose_l2(data: TrainingSet, candidates: Sequence[float], folds: int, seed: int) -> float:
-    """The L2 strength with the best accuracy over inner folds of pictures; the strongest of equals."""
+def layers_at_once(n_rows: int, d_model: int, n_entities: int, n_candidates: int) -> int:
+    """How many layers `fit_probes` may take together within MEMORY; at least one."""
+    problems = max(2, n_candidates)
+    return max(1, MEMORY // (problems * bytes_of_problem(n_rows, d_model, n_entities)))
+
+
+def choose_l2(data: TrainingSet, candidates: Sequence[float], folds: int, seed: int) -> Float[np.ndarray, " layer"]:
+    """Per layer the L2 strength with the best accuracy over inner folds of pictures; the strongest of equals."""
+    ordered = sorted(candidates, reverse=True)
     fold = picture_folds(data, folds, seed)
-    score = {l2: sum(_fold_hits(data, fold == k, l2) for k in range(folds)) for l2 in candidates}
-    return max(sorted(candidates, reverse=True), key=lambda l2: score[l2])
+    hits = sum(_fold_hits(data, fold == k, ordered) for k in range(folds))
+    return np.array(ordered)[np.argmax(hits, axis=1)]
 
 
 def picture_folds(data: TrainingSet, folds: int, seed: int) -> Int[np.ndarray, " row"]:
@@ -97,7 +109,7 @@ def shuffle_labels(data: TrainingSet, seed: int) -> TrainingSet:
     pictures = sorted(label_of)
     order = np.random.default_rng(seed).permutation(len(pictures))
     moved = {p: label_of[pictures[j]] for p, j in zip(pictures, order, strict=True)}
-    return TrainingSet(data.features, np.array([moved[p] for p in data.pictures]), data.pictures)
+    return replace(data, labels=np.array([moved[p] for p in data.pictures]))
 
 
 def first_near_maximum(layers: Sequence[int], accuracy: Sequence[float], share: float = 0.9) -> int:
@@ -106,30 +118,69 @@ def first_near_maximum(layers: Sequence[int], accuracy: Sequence[float], share: 
     return min(layer for layer, value in zip(layers, accuracy, strict=True) if value >= goal)
 
 
-def _fold_hits(data: TrainingSet, held: Bool[np.ndarray, " row"], l2: float) -> int:
+def resolution(predictions: pl.DataFrame, n_layers: int, n_boot: int, seed: int, near: float = 0.9) -> Interval:
+    """The first layer near the curve's own maximum, as a share of the depth; each draw of entities finds its own.
+
+    Args:
+        predictions: `schemas.PREDICTIONS` of one feature and test style.
+        n_layers: decoder layers.
+        n_boot: draws.
+        seed: of the draws.
+        near: share of the maximum.
+    """
+    right = predictions.pivot("layer", index="entity_id", values="correct", aggregate_function="sum", sort_columns=True)
+    table = right.sort("entity_id").drop("entity_id")
+    depth = np.array([int(layer) for layer in table.columns]) / n_layers
+    order = np.argsort(depth)
+
+    def first(sums: Float[np.ndarray, "draw layer"]) -> Float[np.ndarray, " draw"]:
+        return depth[order][np.argmax(sums >= near * sums.max(axis=1, keepdims=True) - ROUNDING, axis=1)]
+
+    return bootstrap(table.to_numpy().astype(float)[:, order], first, n_boot, seed)
+
+
+ROUNDING = 1e-9
+"""Counts are whole, but `0.9 * 10` need not be."""
+
+
+def selectivity(
+    hits: Bool[np.ndarray, " picture"],
+    control: Bool[np.ndarray, " picture"],
+    entities: Sequence[str],
+    n_boot: int,
+    seed: int,
+) -> Interval:
+    """Accuracy minus the control's on the same pictures (Hewitt & Liang 2019, section 2.2)."""
+    sums = entity_sums(entities, [hits, control, np.ones(len(hits))])
+    return bootstrap(sums, lambda s: ratio(s[:, 0] - s[:, 1], s[:, 2]), n_boot, seed)
+
+
+def _fold_hits(
+    data: TrainingSet, held: Bool[np.ndarray, " row"], candidates: Sequence[float]
+) -> Int[np.ndarray, "layer candidate"]:
+    """Rows of the held-out fold that each layer's probe gets right under each L2 strength."""
+    n, c = len(data.features), len(candidates)
     if not held.any() or len(np.unique(data.labels[~held])) < 2:
-        return 0
-    probe = _fit(data.features[~held], data.labels[~held], l2)
-    return int((probe.predict(data.features[held]) == data.labels[held]).sum())
+        return np.zeros((n, c), dtype=np.int64)
+    factors = factorise(torch.from_numpy(data.features[:, ~held]))
+    labels = np.tile(data.labels[~held], (n * c, 1))
+    probes = _fit(factors, np.repeat(np.arange(n), c), labels, np.tile(candidates, n))
+    hits = [(p.predict(data.features[i // c, held]) == data.labels[held]).sum() for i, p in enumerate(probes)]
+    return np.array(hits).reshape(n, c)
 
 
-def _fit(features: Float[np.ndarray, "row d_model"], labels: Int[np.ndarray, " row"], l2: float) -> Probe:
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0).astype(features.dtype)
-    model: Any = LogisticRegression(C=1 / l2, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # recorded in Probe.converged instead
-        model.fit((features - mean) / scale, labels)
-    weight, bias = _all_classes(model, int(labels.max()) + 1)
-    weight = weight / scale
-    return Probe(weight, bias - weight @ mean, l2, bool(model.n_iter_.max() < MAX_ITERATIONS))
-
-
-def _all_classes(model: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """One row per entity index; one that has no training row gets a bias that never wins; two classes are unfolded."""
-    coef, intercept = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
-    if len(model.classes_) == 2:
-        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    weight, bias = np.zeros((n, coef.shape[1]), coef.dtype), np.full(n, np.finfo(np.float32).min, coef.dtype)
-    weight[model.classes_], bias[model.classes_] = coef, intercept
-    return weight, bias
+def _fit(
+    factors: Factors,
+    layers: Int[np.ndarray, " problem"],
+    labels: Int[np.ndarray, "problem row"],
+    l2: Float[np.ndarray, " problem"],
+) -> list[Probe]:
+    """One probe per problem."""
+    tensors: list[Tensor] = [torch.from_numpy(np.ascontiguousarray(a)) for a in (layers, labels, l2)]
+    found = solve(factors, *tensors, n_entities=int(labels.max()) + 1)
+    return [
+        Probe(w, b, float(strength), bool(done))
+        for w, b, strength, done in zip(
+            found.weight.numpy(), found.bias.numpy(), l2, found.converged.tolist(), strict=True
+        )
+    ]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from twohop.config._base import Section
 
-Library = Literal["torch", "transformers", "numpy", "polars", "h5py", "scikit-learn", "pillow", "matplotlib"]
+Library = Literal["torch", "transformers", "numpy", "polars", "h5py", "pillow", "matplotlib"]
 
 
 class HashCode(Section):

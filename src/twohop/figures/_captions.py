@@ -100,7 +100,7 @@ def probes(summary: Record) -> str:
     for model, found in summary["probes"].items():
         curve = found.get(style, {}).get("image_last") or next(iter(found.get(style, {}).values()), None)
         if curve:
-            depth = f"layer {curve['resolved_layer']}, {100 * curve['resolved_depth']:.0f} % of the depth"
+            depth = f"layer {curve['resolved_layer']}, {w.percent(curve['resolved_depth'])} of the depth"
             parts.append(f"{model}: {w.percent(curve['first'])} at the embedding, 90 % of its best by {depth}")
     if not parts:
         return "No probe was trained."

@@ -17,7 +17,7 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "ranks_its_name_first": ("recognition", "{style}", "ranked", "value"),
     "probe_at_embedding": ("probes", "{style}", "{feature}", "first", "value"),
     "probe_best": ("probes", "{style}", "{feature}", "best", "value"),
-    "probe_resolved_depth": ("probes", "{style}", "{feature}", "resolved_depth"),
+    "probe_resolved_depth": ("probes", "{style}", "{feature}", "resolved_depth", "value"),
     "mlp_centre_at_picture": ("attribution", "image", "mlp_centre_entity"),
     "mlp_centre_at_name": ("attribution", "text", "mlp_centre_entity"),
     "patch_recovers": ("patching", "recovered", "heuristic", "value"),

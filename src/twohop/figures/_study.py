@@ -29,6 +29,7 @@ class Study:
     validation: Tables = field(default_factory=dict[str, pl.DataFrame])
     outcomes: Tables = field(default_factory=dict[str, pl.DataFrame])
     curves: Tables = field(default_factory=dict[str, pl.DataFrame])
+    predictions: Tables = field(default_factory=dict[str, pl.DataFrame])
     recovered: Tables = field(default_factory=dict[str, pl.DataFrame])
 
     def names(self, *roles: str) -> list[str]:
@@ -73,7 +74,17 @@ def load_study(inputs: Mapping[str, tuple[Path, ...]], models: Mapping[str, Any]
     """
     entries = {name: ModelEntry.model_validate(value) for name, value in models.items()}
     (entities,) = inputs["entities"]
-    names = ("questions", "answers", "recognition", "scores", "validation", "outcomes", "curves", "recovered")
+    names = (
+        "questions",
+        "answers",
+        "recognition",
+        "scores",
+        "validation",
+        "outcomes",
+        "curves",
+        "predictions",
+        "recovered",
+    )
     tables = {n: _tables(inputs.get(n, ()), getattr(schemas, n.upper()), entries) for n in names}
     cards = {p.parent.name: read_json(p) for p in inputs["cards"]}
     return Study(entries, read_table(entities, schemas.ENTITIES), cards, **tables)

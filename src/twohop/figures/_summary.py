@@ -11,7 +11,7 @@ import polars as pl
 
 from twohop.analysis._degradation import GATES, degradation, pair_answers
 from twohop.analysis._patching import Pair, summarise_outcomes
-from twohop.analysis._probing import first_near_maximum
+from twohop.analysis._probing import first_near_maximum, resolution
 from twohop.analysis._profiles import compare_profiles, correlate, summarise_run
 from twohop.analysis._recovery import closed_share
 from twohop.analysis._statistics import entity_sums, holm, share
@@ -60,7 +60,7 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
         "attribution": {m: _attribution(study, m) for m in study.scores},
         "profiles": {m: _profile(study, m) for m in study.names("vlm") if m in study.scores},
         "patching": {m: _patching(study, m, pairs, n_boot, seed) for m in study.outcomes},
-        "probes": {m: _probes(study, m) for m in study.curves},
+        "probes": {m: _probes(study, m, n_boot, seed) for m in study.curves},
         "recovery": {m: _recovery(study, m, n_boot, seed) for m in study.recovered},
     }
 
@@ -167,16 +167,18 @@ def _patching(study: Study, model: str, pairs: Sequence[Pair], n_boot: int, seed
     return dict(summarise_outcomes(outcomes, pairs, n_boot, seed))
 
 
-def _probes(study: Study, model: str) -> Record:
-    """test style -> feature -> accuracy at the embedding and at best, and where it is resolved."""
+def _probes(study: Study, model: str, n_boot: int, seed: int) -> Record:
+    """test style -> feature -> accuracy at the embedding and at best, selectivity, and where it is resolved."""
     found: Record = {}
     curves = study.curves[model].partition_by("test_style", "feature", as_dict=True)
     for (style, feature), curve in sorted(curves.items()):
-        found.setdefault(style, {})[feature] = _curve(curve.sort("layer"), study.n_layers(model))
+        said = study.predictions[model].filter(pl.col("test_style") == style, pl.col("feature") == feature)
+        depth = resolution(said, study.n_layers(model), n_boot, seed, RESOLVED_SHARE)
+        found.setdefault(style, {})[feature] = {**_curve(curve.sort("layer")), "resolved_depth": depth.record()}
     return found
 
 
-def _curve(curve: pl.DataFrame, n_layers: int) -> Record:
+def _curve(curve: pl.DataFrame) -> Record:
     best = curve.sort("accuracy", "layer", descending=[True, False]).row(0, named=True)
     first = curve.row(0, named=True)
     layer = first_near_maximum(curve["layer"].to_list(), curve["accuracy"].to_list(), RESOLVED_SHARE)
@@ -185,7 +187,7 @@ def _curve(curve: pl.DataFrame, n_layers: int) -> Record:
         "best": _point(best),
         "best_layer": best["layer"],
         "resolved_layer": layer,
-        "resolved_depth": layer / n_layers,
+        "selectivity": {"value": best["selectivity"], "low": best["selectivity_low"], "high": best["selectivity_high"]},
         "shuffled_best": curve["shuffled_accuracy"].max(),
         "n_test": best["n_test"],
     }

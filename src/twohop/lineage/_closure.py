@@ -13,7 +13,7 @@ from pathlib import Path
 from twohop.errors import TwohopError
 
 PACKAGE = "twohop"
-_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {"PIL": "pillow"}
 _DATA_SUFFIXES = {".html", ".css", ".js", ".mplstyle", ".json"}
 
 

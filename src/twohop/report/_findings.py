@@ -103,12 +103,13 @@ def depth(summary: Record) -> Finding:
     sentences = [_depth_sentence(summary, m, curve) for m, curve in found.items()]
     if len(own) > 1:
         sentences.append(_difference({m: found[m]["first"] for m in own}, "accuracy at the embedding"))
+        sentences.append(_difference({m: found[m]["resolved_depth"] for m in own}, "depth of 90 % of the best probe"))
     return Finding("At which depth does it know what it sees?", verdict, tuple(sentences))
 
 
 def _depth_words(model: str, curve: Record) -> str:
     best = curve["best"]["value"]
-    return f"{model}: by {100 * curve['resolved_depth']:.0f} % of the depth (best probe {100 * best:.0f} %)"
+    return f"{model}: by {pct(curve['resolved_depth'])} of the depth (best probe {100 * best:.0f} %)"
 
 
 def _depth_sentence(summary: Record, model: str, curve: Record) -> str:
@@ -118,7 +119,8 @@ def _depth_sentence(summary: Record, model: str, curve: Record) -> str:
         f"{model}{control}: on pictures of a source that it never saw, a linear probe reads the entity off the "
         f"image with {pct(curve['first'])} accuracy at the input of the first layer and {pct(curve['best'])} at best "
         f"(layer {curve['best_layer']}; {curve['n_test']} pictures; with shuffled labels at most "
-        f"{100 * curve['shuffled_best']:.0f} %). It reaches 90 % of that best at layer {curve['resolved_layer']}."
+        f"{100 * curve['shuffled_best']:.0f} %; selectivity at best {pct(curve['selectivity'])}). It reaches 90 % of "
+        f"that best at layer {curve['resolved_layer']}, at {pct(curve['resolved_depth'])} of the depth."
     )
     centre, backbone = _centre(summary, model, "image"), _centre(summary, entry["backbone"], "text")
     if centre is not None and backbone is not None:

@@ -207,14 +207,20 @@ def _probes(summary: Record) -> Table:
         "best layer",
         "90 % of best at layer",
         "shuffled, best",
+        "selectivity at best",
     )
-    return Table("Probes for the entity", head, tuple(rows), "Layer 0 is the input of the first layer.")
+    return Table(
+        "Probes for the entity",
+        head,
+        tuple(rows),
+        "Layer 0 is the input of the first layer. Selectivity: accuracy minus that with shuffled labels.",
+    )
 
 
 def _curve(curve: Record) -> tuple[str, ...]:
-    resolved = f"{curve['resolved_layer']} ({100 * curve['resolved_depth']:.0f} %)"
+    resolved = f"{curve['resolved_layer']} ({pct(curve['resolved_depth'])})"
     ends = (pct(curve["first"]), pct(curve["best"]), str(curve["best_layer"]))
-    return (str(curve["n_test"]), *ends, resolved, f"{100 * curve['shuffled_best']:.0f} %")
+    return (str(curve["n_test"]), *ends, resolved, f"{100 * curve['shuffled_best']:.0f} %", pct(curve["selectivity"]))
 
 
 def _recovery(summary: Record) -> Table:

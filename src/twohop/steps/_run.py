@@ -53,7 +53,6 @@ _RECORDED = (
     "numpy",
     "polars",
     "h5py",
-    "scikit-learn",
     "pillow",
     "matplotlib",
     "snakemake",

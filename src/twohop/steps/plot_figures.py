@@ -18,6 +18,7 @@ STEP = Step(
         "validation",
         "outcomes",
         "curves",
+        "predictions",
         "recovered",
     ),
     outputs=(

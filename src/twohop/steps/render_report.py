@@ -22,6 +22,7 @@ STEP = Step(
         "validation",
         "outcomes",
         "curves",
+        "predictions",
         "recovered",
         "pictures",
         "manifest",

@@ -17,7 +17,17 @@ import polars as pl
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 
-from twohop.analysis import Probe, TrainingSet, entity_sums, first_near_maximum, fit_probe, share, shuffle_labels
+from twohop.analysis import (
+    Probe,
+    TrainingSet,
+    entity_sums,
+    first_near_maximum,
+    fit_probes,
+    layers_at_once,
+    resolution,
+    selectivity,
+    share,
+)
 from twohop.config import STYLE_SOURCES, TrainProbes
 from twohop.errors import ArtifactError, DataError
 from twohop.steps._asking import finished_part
@@ -29,7 +39,7 @@ STEP = Step(
     name="train_probes",
     params=("train_probes", "build_questions.style"),
     inputs=("activations",),
-    outputs=("curves", "curve", "probes", "metrics"),
+    outputs=("curves", "predictions", "curve", "probes", "metrics"),
 )
 
 
@@ -47,42 +57,57 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One feature at one layer; `layer` as the reader counts (-1: the first decoder layer's input)."""
+class Block:
+    """One feature at some layers, fitted together; layers as the reader counts (-1: the first layer's input)."""
 
     feature: str
-    layer: int
+    layers: tuple[int, ...]
 
     @property
-    def curve_layer(self) -> int:
-        """As `schemas.CURVES` counts: 0 = embeddings."""
-        return self.layer + 1
+    def name(self) -> str:
+        """Of its part in the work folder."""
+        return f"{self.feature}.{curve_layer(self.layers[0])}-{curve_layer(self.layers[-1])}"
 
-    @property
-    def part(self) -> str:
-        """Name of its tensors and of its part in the work folder."""
-        return f"{self.feature}.{self.curve_layer}"
+
+def curve_layer(layer: int) -> int:
+    """As `schemas.CURVES` counts: 0 = embeddings."""
+    return layer + 1
 
 
 def run(job: Job) -> Summary:
-    """Fit and test a probe per feature and layer; write curves, probes and their summary."""
+    """Fit and test probes of every feature and layer; write curves, predictions, probes and their summary."""
     params, style = job.section(TrainProbes), str(job.params["build_questions.style"])
     start, rows = time.monotonic(), list[dict[str, Any]]()
     with ActivationReader(job.input("activations")) as reader:
         split = split_pictures(reader.rows("pictures"), shown(reader), STYLE_SOURCES[style], params.copies)
         layers = reader.layers("pictures", "resid_post")
-        points = [Point(feature, n) for feature in params.features for n in probe_layers(layers, params.layer_stride)]
-        for done, point in enumerate(points, 1):
-            rows += finished_part(job.work, point.part, lambda p=point: _probe(job.work, reader, p, split, params))
-            LOG.info("probe %d of %d (%s), %.0f s", done, len(points), point.part, time.monotonic() - start)
-    unconverged = sum(not r.pop("converged") for r in rows)
-    curves = pl.DataFrame(rows, schema=schemas.CURVES)
+        blocks = make_blocks(params, layers, split, _d_model(reader, params, layers))
+        for done, block in enumerate(blocks, 1):
+            rows += finished_part(job.work, block.name, lambda b=block: _probe(job.work, reader, b, split, params))
+            LOG.info("block %d of %d (%s), %.0f s", done, len(blocks), block.name, time.monotonic() - start)
+    unconverged = sum(not row["converged"] for row in rows)
+    predictions = pl.concat(_predictions(row, split) for row in rows)
+    curves = pl.DataFrame(rows).select(list(schemas.CURVES))
     write_table(job.output("curves"), curves, schemas.CURVES)
+    write_table(job.output("predictions"), predictions, schemas.PREDICTIONS)
     write_bytes(job.output("curve"), plotted(curves, style, params.features).write_csv().encode())
-    _write_probes(job.output("probes"), job.work, points, split.entities)
-    metrics = summarise(curves, n_layers=max(layers) + 1)
+    _write_probes(job.output("probes"), job.work, blocks, split.entities)
+    metrics = summarise(curves, predictions, max(layers) + 1, params.n_boot, params.seed)
     write_json(job.output("metrics"), metrics)
-    return {"done": len(points), "failed": 0, "rows_not_converged": unconverged, "n_train": len(split.train)}
+    done = sum(len(b.layers) for b in blocks)
+    return {"done": done, "failed": 0, "rows_not_converged": unconverged, "n_train": len(split.train)}
+
+
+def _d_model(reader: ActivationReader, params: TrainProbes, layers: Sequence[int]) -> int:
+    return reader.read("pictures", "resid_post", params.features[0], layers[0]).shape[1]
+
+
+def make_blocks(params: TrainProbes, layers: Sequence[int], split: Split, d_model: int) -> list[Block]:
+    """The probed layers of every feature, as many together as memory allows."""
+    size = layers_at_once(len(split.train), d_model, len(split.entities), len(params.l2))
+    probed = probe_layers(layers, params.layer_stride)
+    starts = range(0, len(probed), size)
+    return [Block(feature, tuple(probed[i : i + size])) for feature in params.features for i in starts]
 
 
 def probe_layers(layers: Sequence[int], stride: int) -> list[int]:
@@ -147,20 +172,27 @@ def _parse(row: str) -> tuple[str, int]:
 
 
 def _probe(
-    work: Path, reader: ActivationReader, point: Point, split: Split, params: TrainProbes
+    work: Path, reader: ActivationReader, block: Block, split: Split, params: TrainProbes
 ) -> list[dict[str, Any]]:
-    """Fit the probe and its control, keep the probe in `work`, return its rows of the curves."""
-    features = reader.read("pictures", "resid_post", point.feature, point.layer)
-    data = TrainingSet(features[split.train], split.labels, split.pictures)
-    probe = fit_probe(data, params.l2, params.inner_folds, params.seed)
-    control = fit_probe(shuffle_labels(data, params.seed), [probe.l2], params.inner_folds, params.seed)
-    with atomic_path(_kept(work, point)) as tmp:
-        save_file({f"{point.part}.weight": probe.weight, f"{point.part}.bias": probe.bias}, tmp)
-    return [_row(point, style, probe, control, features, split, params) for style in split.test]
+    """Fit the probes and their controls, keep the probes in `work`, return their rows, with what they predicted."""
+    features = np.stack([reader.read("pictures", "resid_post", block.feature, n) for n in block.layers])
+    data = TrainingSet(features[:, split.train], split.labels, split.pictures)
+    probes, controls = fit_probes(data, params.l2, params.inner_folds, params.seed)
+    tensors = {
+        f"{block.feature}.{curve_layer(n)}.{name}": value
+        for n, probe in zip(block.layers, probes, strict=True)
+        for name, value in (("weight", probe.weight), ("bias", probe.bias))
+    }
+    with atomic_path(_kept(work, block)) as tmp:
+        save_file(tensors, tmp)
+    return [
+        {"feature": block.feature, "layer": curve_layer(n), **_row(style, probe, control, x, split, params)}
+        for n, probe, control, x in zip(block.layers, probes, controls, features, strict=True)
+        for style in split.test
+    ]
 
 
 def _row(
-    point: Point,
     style: str,
     probe: Probe,
     control: Probe,
@@ -169,41 +201,68 @@ def _row(
     params: TrainProbes,
 ) -> dict[str, Any]:
     rows, labels = split.test[style]
-    hits = probe.predict(features[rows]) == labels
-    interval = share(entity_sums(labels.astype(str).tolist(), [hits, np.ones(len(hits))]), params.n_boot, params.seed)
+    predicted, shuffled = probe.predict(features[rows]), control.predict(features[rows])
+    hits, control_hits, entities = predicted == labels, shuffled == labels, _entities(labels, split)
+    accuracy = share(entity_sums(entities, [hits, np.ones(len(hits))]), params.n_boot, params.seed)
+    gain = selectivity(hits, control_hits, entities, params.n_boot, params.seed)
     return {
-        "feature": point.feature,
-        "layer": point.curve_layer,
         "test_style": style,
-        "accuracy": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "shuffled_accuracy": float((control.predict(features[rows]) == labels).mean()),
+        "accuracy": accuracy.value,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "shuffled_accuracy": float(control_hits.mean()),
+        "selectivity": gain.value,
+        "selectivity_low": gain.low,
+        "selectivity_high": gain.high,
         "l2": probe.l2,
         "n_train": len(split.train),
         "n_test": len(rows),
-        "converged": probe.converged,
+        "converged": probe.converged and control.converged,
+        "predicted": predicted.tolist(),
+        "shuffled": shuffled.tolist(),
     }
 
 
-def _kept(work: Path, point: Point) -> Path:
-    return work / f"{point.part}.safetensors"
+def _entities(labels: Int[np.ndarray, " row"], split: Split) -> list[str]:
+    return [split.entities[n] for n in labels.tolist()]
 
 
-def _write_probes(path: Path, work: Path, points: Sequence[Point], entities: Sequence[str]) -> None:
+def _predictions(row: dict[str, Any], split: Split) -> pl.DataFrame:
+    """What one probe and its control said of every test picture."""
+    _, labels = split.test[row["test_style"]]
+    said, shuffled = np.array(row["predicted"]), np.array(row["shuffled"])
+    return pl.DataFrame(
+        {
+            "feature": [row["feature"]] * len(labels),
+            "layer": [row["layer"]] * len(labels),
+            "test_style": [row["test_style"]] * len(labels),
+            "entity_id": _entities(labels, split),
+            "predicted": _entities(said, split),
+            "correct": said == labels,
+            "shuffled_correct": shuffled == labels,
+        },
+        schema=schemas.PREDICTIONS,
+    )
+
+
+def _kept(work: Path, block: Block) -> Path:
+    return work / f"{block.name}.safetensors"
+
+
+def _write_probes(path: Path, work: Path, blocks: Sequence[Block], entities: Sequence[str]) -> None:
     """All probes in one safetensors file; the entity of each row of a weight is in the metadata (one key: its order is
     the file's bytes).
     """
     tensors: dict[str, np.ndarray] = {}
-    for point in points:
-        tensors |= load_file(_kept(work, point))
+    for block in blocks:
+        tensors |= load_file(_kept(work, block))
     with atomic_path(path) as tmp:
         save_file(tensors, tmp, metadata={"entities": json.dumps(list(entities))})
 
 
-def summarise(curves: pl.DataFrame, n_layers: int) -> dict[str, Any]:
-    """Per feature and test style: accuracy of the embedding and after the first layer, the maximum, and how deep 90 %
-    of it is reached.
+def summarise(curves: pl.DataFrame, predictions: pl.DataFrame, n_layers: int, n_boot: int, seed: int) -> dict[str, Any]:
+    """Per feature and test style: accuracy of the embedding and after the first layer, the maximum with its
+    selectivity, and how deep 90 % of it is reached.
 
     Depth is a share of the decoder's layers: 0 = before the first, 1 = after the last; its resolution is that of the
     probed layers.
@@ -213,16 +272,20 @@ def summarise(curves: pl.DataFrame, n_layers: int) -> dict[str, Any]:
         layers, accuracy = rows["layer"].to_list(), rows["accuracy"].to_list()
         near = first_near_maximum(layers, accuracy)
         best = rows.row(int(np.argmax(accuracy)), named=True)
+        said = predictions.filter(pl.col("feature") == feature, pl.col("test_style") == style)
         found.setdefault(str(feature), {})[str(style)] = {
             "layer_0": _numbers(rows.row(0, named=True)),
             "layer_1": _numbers(rows.row(1, named=True)),
             "maximum": {**_numbers(best), "layer": best["layer"]},
-            "selectivity": best["accuracy"] - best["shuffled_accuracy"],
+            "selectivity": {name: best[f"selectivity{end}"] for name, end in _ENDS.items()},
             "largest_shuffled_accuracy": float(np.max(rows["shuffled_accuracy"].to_list())),
             "near_maximum_layer": near,
-            "near_maximum_depth": near / n_layers,
+            "near_maximum_depth": resolution(said, n_layers, n_boot, seed).record(),
         }
     return found
+
+
+_ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def plotted(curves: pl.DataFrame, style: str, features: Sequence[str]) -> pl.DataFrame:

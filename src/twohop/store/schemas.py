@@ -131,9 +131,21 @@ CURVES = {  # train_probes
     "low": Real,
     "high": Real,
     "shuffled_accuracy": Real,
+    "selectivity": Real,  # accuracy - shuffled_accuracy
+    "selectivity_low": Real,
+    "selectivity_high": Real,
     "l2": Real,
     "n_train": Count,
     "n_test": Count,
+}
+PREDICTIONS = {  # train_probes: what every probe says of every test picture
+    "feature": Text,
+    "layer": Count,  # as in CURVES
+    "test_style": Text,
+    "entity_id": Text,  # what the picture shows
+    "predicted": Text,  # entity_id
+    "correct": Flag,
+    "shuffled_correct": Flag,  # of the control
 }
 RECOVERED = {  # recover_recall
     "question_id": Text,
