@@ -33,7 +33,7 @@ def test_paired_answers_give_statsmodels_p_value(pairs: list[tuple[bool, bool]])
 
 
 @given(st.lists(CHANCES, min_size=1, max_size=14))
-@settings(max_examples=12, deadline=None)  # theirs takes a tenth of a second
+@settings(max_examples=5, deadline=None)  # theirs is slow
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], rtol=EXACT)
 
