@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from twohop.analysis._statistics import Interval, bootstrap, entity_sums, mcnemar, ratio, share
+from twohop.analysis._statistics import Interval, bootstrap, entity_sums, mcnemar, ratio, share, wilson
 from twohop.errors import DataError
 
 RecognitionGate = Literal["free", "ranked"]
@@ -135,10 +135,24 @@ def _compare(
         "n_entities": len(sums),
         **_columns("reference", share(sums[:, [0, 2]], n_boot, seed)),
         **_columns("compared", share(sums[:, [1, 2]], n_boot, seed)),
-        **_columns("degradation", bootstrap(sums, _loss, n_boot, seed)),
+        **_columns("degradation", relative_loss(sums, n_boot, seed)),
         **counts,
         "p_value": mcnemar(counts["lost"], counts["gained"]) if part.height else None,
     }
+
+
+def relative_loss(sums: Float[np.ndarray, "entity 3"], n_boot: int, seed: int) -> Interval:
+    """`(reference - compared) / reference` with its interval; columns are (reference right, compared right, asked).
+
+    Where nothing is right any more every draw says 1; the end is then that of Wilson's interval of `compared`, as in
+    `share`, so that a loss of everything does not look certain.
+    """
+    interval = bootstrap(sums, _loss, n_boot, seed)
+    if interval.value == 1.0 and interval.low == interval.high:
+        reference = float(sums[:, 0].sum() / sums[:, 2].sum())
+        low = 1 - wilson(0, len(sums))[1] / reference
+        return Interval(1.0, max(low, 0.0), 1.0, len(sums))
+    return interval
 
 
 def _loss(sums: Float[np.ndarray, "draw 3"]) -> Float[np.ndarray, " draw"]:

@@ -7,7 +7,7 @@ from twohop.figures._cited import cite
 
 Interval = Mapping[str, Any]
 FEW_ENTITIES = 30
-"""Below this many entities a percentile bootstrap is known to be too narrow; the sentence then says that n is small."""
+"""Below this many entities a bootstrap may be too narrow; the sentence then says that n is small."""
 
 
 def percent(interval: Interval, signed: bool = False) -> str:

@@ -24,7 +24,8 @@ COMPARISONS = {
     "a,b": "language model, name → VLM, name",
 }
 _LIMITS = (
-    "Intervals are bootstrap percentiles over entities, as an entity's questions share its picture. "
+    "Intervals are bootstraps over entities (BCa, widened for few entities), as an entity's questions share its "
+    "picture; docs/instrument.md says how often they cover. "
     "McNemar's test takes questions as independent and is therefore too sure of itself.",
     "An answer is graded by whole-word match of an alias in its first line; the table of answers shows which matched.",
     "Recognition is measured by free naming and by ranking all names, under several prompts: a model may know one "
