@@ -96,3 +96,36 @@ def test_repair_puts_patch_and_prompts_side_by_side(summary):
     (patched,) = [s for s in sentences if s.startswith("late: writing")]
     assert "are without a patch (difference" in patched
     assert "changes the right answer's log-probability by" in patched
+
+
+def depths_of(summary, model, *intervals):
+    """Give a model's methods these (low, high) intervals, and its language model's recall a centre at half depth."""
+    methods = summary["resolution"][model]["methods"]
+    for method, found in zip(methods.values(), intervals, strict=True):
+        low, high = found or (None, None)
+        found_at = None if found is None else (low + high) / 2
+        method.update(value=found_at, low=low, high=high)
+    summary["attribution"]["lm"]["text"]["mlp_centre_entity"] = {"value": 0.5, "low": 0.48, "high": 0.52}
+
+
+def said_of(summary, model):
+    (sentence,) = [s for s in find(summary)[1].sentences if s.startswith(f"{model}: by four methods")]
+    return sentence
+
+
+def test_too_late_is_said_only_when_every_interval_shows_it(changed):
+    depths_of(changed, "late", (0.6, 0.9), (0.7, 1.0), None, (0.8, 0.9))
+    assert "too late to reuse it" in said_of(changed, "late")
+    assert "Patchscopes undefined (reads no name above chance)" in said_of(changed, "late")
+    depths_of(changed, "late", (0.6, 0.9), (0.4, 1.0), None, (0.8, 0.9))
+    assert "intervals do not agree" in said_of(changed, "late")
+    depths_of(changed, "late", (0.0, 0.2), (0.1, 0.4), (0.0, 0.0), (0.2, 0.3))
+    assert "early enough to reuse it" in said_of(changed, "late")
+
+
+def test_no_depth_is_no_verdict(changed):
+    depths_of(changed, "early", None, None, None, None)
+    assert "reuse it" not in said_of(changed, "early")
+    depths_of(changed, "early", (0.6, 0.9), None, None, None)
+    changed["resolution"]["early"]["methods"]["logit_lens"].update(low=None, high=None)
+    assert "too few data" in said_of(changed, "early")

@@ -15,6 +15,8 @@ treated alike:
   when the information moves; negative losses count as none.
 - intervals: bootstrap over entities; every draw has its own curve and its own depth.
 
+A depth is as fine as the grid of layers or windows that were read; its interval knows nothing of that grid.
+
 Layers count as the probes': 0 is the embedding, l what layer l - 1 writes, so that depth = layer / n_layers.
 """
 

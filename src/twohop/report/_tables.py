@@ -392,7 +392,8 @@ def _resolution(summary: Record) -> Table:
     note = (
         "Lenses and Patchscopes: share of entities whose name's first token ranks first among all names'; resolved "
         "where 90 % of the curve's own maximum is reached. Knockout: loss in nats (name), share of first ranks, or "
-        "logits (answer); resolved where half of the summed loss is reached. Test: permuted names, over all layers."
+        "logits (answer); resolved where half of the summed loss is reached. Test: permuted names, over all layers. "
+        "A depth is as fine as the layers or windows that are read, whatever its interval."
     )
     return Table("Resolution depth", head, tuple(rows), note)
 
