@@ -41,7 +41,7 @@ def acquire(root: Path) -> None:
     """
     above = _process_above()
     if above is not None:
-        _watch(*above)  # first of all: it may have been killed before this process could look for it
+        _watch(*above, root)  # first of all: it may have been killed before this process could look for it
     owner = dvc_above() or psutil.Process()
     if above is None and owner.pid == os.getpid() and _is_orphan(root):
         raise LockedError("the dvc that started this stage has ended", str(root), "repeat your command")
@@ -51,7 +51,7 @@ def acquire(root: Path) -> None:
     _drop_snakemake_locks(root)
     os.environ[WATCH] = _watch_word(psutil.Process())
     if owner.pid != os.getpid():
-        _watch(owner.pid, owner.create_time())
+        _watch(owner.pid, owner.create_time(), root)
     else:
         atexit.register(release, root)
 
@@ -210,12 +210,20 @@ def _watch_word(process: psutil.Process) -> str:
     return f"{socket.gethostname()}:{process.pid}:{process.create_time()}"
 
 
-def _watch(pid: int, started: float) -> None:
-    """End this process, without clean-up, soon after another one has ended."""
+def _watch(pid: int, started: float, root: Path | None = None) -> None:
+    """End this process soon after another one has ended; of clean-up only DVC's table of the tree at `root`.
+
+    An orphan stays in the process table until process 1 takes note of it, in some containers for ever; DVC would hold
+    it for alive.
+    """
+    where = root.resolve() if root else None
 
     def loop() -> None:
         while _lives(pid, started):
             time.sleep(_POLL_S)
+        with contextlib.suppress(OSError, TwohopError):
+            if where:
+                free_dvc(where)
         os._exit(143)
 
     threading.Thread(target=loop, name="watch", daemon=True).start()
