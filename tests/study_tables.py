@@ -237,6 +237,13 @@ class _Maker:
         depths.append({**pair, "layer": None, "p_value": None, "n": 12})
         self.put("resolution", "measure_resolution", model, rows)
         self.put("depths", "measure_resolution", model, depths)
+        self.put("readings", "measure_resolution", model, [x for row in rows for x in self.read(row)])
+
+    def read(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The first entities are read."""
+        right = round(row["value"] * len(self.ids))
+        kept = {k: row[k] for k in ("method", "readout", "layer", "chance", "logprob")}
+        return [{**kept, "entity_id": e, "value": float(i < right)} for i, e in enumerate(self.ids)]
 
     def recovery(self, model: str) -> None:
         rows = []

@@ -83,7 +83,15 @@ def test_depth_comes_from_the_held_out_style(changed):
 
 
 def test_nothing_measured_is_said(changed):
-    bare = {**changed, "probes": {}, "resolution": {}, "patching": {}, "recovery": {}, "attribution": {}}
+    bare = {
+        **changed,
+        "probes": {},
+        "resolution": {},
+        "patching": {},
+        "recovery": {},
+        "attribution": {},
+        "told_apart": [],
+    }
     assert [f.verdict for f in find(bare)[1:]] == ["Not measured", "Not measured"]
 
 
@@ -129,3 +137,32 @@ def test_no_depth_is_no_verdict(changed):
     depths_of(changed, "early", (0.6, 0.9), None, None, None)
     changed["resolution"]["early"]["methods"]["logit_lens"].update(low=None, high=None)
     assert "too few data" in said_of(changed, "early")
+
+
+def apart_of(summary, **differences):
+    """Give instruments these (low, high) intervals."""
+    by = {k: {"value": (a + b) / 2, "low": a, "high": b, "apart": a > 0 or b < 0} for k, (a, b) in differences.items()}
+    summary["told_apart"] = [{"first": "late", "second": "early", "by": by}]
+    return find(summary)[3]
+
+
+def test_the_pair_is_told_apart_only_by_intervals_without_zero(changed):
+    found = apart_of(changed, degradation=(-0.1, 0.2), probes=(0.2, 0.4))
+    assert found.verdict == "late and early: yes, by depth at which the probe is near its best"
+    assert "it does not for relative degradation +5 % [-10, 20]" in found.sentences[0]
+    assert apart_of(changed, probes=(-0.2, 0.4)).verdict == "late and early: not shown by any instrument"
+
+
+def test_instruments_that_disagree_are_named(changed):
+    found = apart_of(changed, degradation=(-0.3, -0.2), probes=(0.2, 0.4), attribution=(-0.2, -0.1))
+    assert "disagree: by depth at which the probe is near its best late is the later one" in found.sentences[-1]
+    assert "disagree" not in " ".join(apart_of(changed, degradation=(-0.3, -0.2), probes=(0.2, 0.4)).sentences)
+
+
+def test_a_method_that_reads_one_model_alone_makes_no_difference(changed):
+    found = apart_of(changed, probes=(0.2, 0.4))
+    pair = changed["told_apart"][0]["by"]
+    pair["patchscope"] = {"value": None, "low": None, "high": None, "apart": None, "reads": ["early"]}
+    found = find(changed)[3]
+    assert "Patchscopes (only early)" in found.sentences[1]
+    assert "Patchscopes" not in found.verdict

@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float
 
 from twohop.analysis._profiles import PARTS, THIRDS, correlate, cosine, select_run
-from twohop.analysis._statistics import Statistic, bootstrap, entity_sums, ratio
+from twohop.analysis._statistics import Interval, Statistic, bootstrap, entity_sums, ratio
 from twohop.errors import DataError
 
 Profile = Float[np.ndarray, "draw node"]
@@ -80,6 +80,37 @@ def likeness_intervals(
     found = {"cosine": _pairwise(_cosine, len(columns)), "spearman": _pairwise(_spearman, len(columns))}
     intervals = {name: bootstrap(sums, statistic, n_boot, seed).record() for name, statistic in found.items()}
     return {**intervals, "n_nodes": len(columns), "n_questions": len(shared)}
+
+
+def centre_difference(
+    first: pl.DataFrame, second: pl.DataFrame, run: str, n_layers: tuple[int, int], n_boot: int, seed: int
+) -> Interval:
+    """How much deeper the first model's MLPs act at the entity's tokens, over the questions that both have.
+
+    Centre of mass of |score| of `mlp_write` at the group `entity`, as `summarise_run`.
+
+    Raises:
+        DataError: the run was not scored.
+    """
+    nodes, ids, entities, values = _matrix(first, run)
+    other_nodes, other_ids, _, other_values = _matrix(second, run)
+    shared = sorted(set(ids) & set(other_ids))
+    a = values[[ids.index(q) for q in shared]]
+    b = other_values[[other_ids.index(q) for q in shared]]
+    centres = (_centre(nodes, n_layers[0]), _centre(other_nodes, n_layers[1]))
+
+    def difference(profiles: Profile) -> Float[np.ndarray, " draw"]:
+        return centres[0](profiles[:, : len(nodes)]) - centres[1](profiles[:, len(nodes) :])
+
+    sums = entity_sums([entities[ids.index(q)] for q in shared], list(np.hstack([a, b]).T))
+    return bootstrap(sums, difference, n_boot, seed)
+
+
+def _centre(nodes: Sequence[Node], n_layers: int) -> Statistic:
+    def within(n: Node) -> float:
+        return float(n.kind == "mlp_write" and n.group == "entity")
+
+    return _weighted(nodes, lambda n: within(n) * n.layer / max(n_layers - 1, 1), within)
 
 
 def _matrix(

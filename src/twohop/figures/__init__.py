@@ -6,6 +6,7 @@ from twohop.figures._cited import END, MIDDLE, START, cited
 from twohop.figures._draw import FIGURES, INTERVENTIONS, STRATEGIES
 from twohop.figures._headline import headline
 from twohop.figures._look import save, styled
+from twohop.figures._pairs import INSTRUMENTS
 from twohop.figures._resolution import METHODS
 from twohop.figures._study import Study, load_study
 from twohop.figures._summary import CONDITIONS, pair, restore_order, summarise
@@ -15,6 +16,7 @@ __all__ = [
     "CONDITIONS",
     "END",
     "FIGURES",
+    "INSTRUMENTS",
     "INTERVENTIONS",
     "METHODS",
     "MIDDLE",

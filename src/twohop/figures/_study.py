@@ -31,6 +31,7 @@ class Study:
     outcomes: Tables = field(default_factory=dict[str, pl.DataFrame])
     curves: Tables = field(default_factory=dict[str, pl.DataFrame])
     resolution: Tables = field(default_factory=dict[str, pl.DataFrame])
+    readings: Tables = field(default_factory=dict[str, pl.DataFrame])
     depths: Tables = field(default_factory=dict[str, pl.DataFrame])
     predictions: Tables = field(default_factory=dict[str, pl.DataFrame])
     recovered: Tables = field(default_factory=dict[str, pl.DataFrame])
@@ -78,7 +79,7 @@ def load_study(inputs: Mapping[str, tuple[Path, ...]], models: Mapping[str, Any]
     entries = {name: ModelEntry.model_validate(value) for name, value in models.items()}
     (entities,) = inputs["entities"]
     names = ("questions", "answers", "recognition", "scores", "question_scores", "validation")
-    names += ("outcomes", "curves", "predictions", "resolution", "depths", "recovered")
+    names += ("outcomes", "curves", "predictions", "resolution", "readings", "depths", "recovered")
     tables = {n: _tables(inputs.get(n, ()), getattr(schemas, n.upper()), entries) for n in names}
     cards = {p.parent.name: read_json(p) for p in inputs["cards"]}
     return Study(entries, read_table(entities, schemas.ENTITIES), cards, **tables)

@@ -17,6 +17,7 @@ from twohop.analysis._profile_intervals import depth_intervals, likeness_interva
 from twohop.analysis._profiles import agreement
 from twohop.analysis._recovery import beside_patch, closed_share
 from twohop.analysis._statistics import entity_sums, holm, share
+from twohop.figures._pairs import compare_pairs
 from twohop.figures._resolution import order_of_depths, resolve
 from twohop.figures._study import Study
 
@@ -67,6 +68,7 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
         "probes": {m: _probes(study, m, n_boot, seed) for m in study.curves},
         "resolution": {m: resolve(study, m) for m in study.depths},
         "resolution_agreement": order_of_depths(study),
+        "told_apart": compare_pairs(study, seen, n_boot, seed),
         "recovery": {m: _recovery(study, m, n_boot, seed) for m in study.recovered},
     }
 

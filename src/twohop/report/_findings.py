@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twohop.figures import STRATEGIES, depth_words, vlms, words
+from twohop.figures import INSTRUMENTS, STRATEGIES, depth_words, vlms, words
 from twohop.figures.words import p_words
 from twohop.figures.words import percent as pct
 from twohop.figures.words import small as few
@@ -29,8 +29,9 @@ class Finding:
 
 
 def find(summary: Record) -> list[Finding]:
-    """The three questions, answered."""
-    return [recall(summary), depth(summary), repair(summary)]
+    """The three questions, answered; a fourth where two VLMs share a backbone."""
+    found = [recall(summary), depth(summary), repair(summary)]
+    return [*found, apart(summary)] if summary["told_apart"] else found
 
 
 def recall(summary: Record) -> Finding:
@@ -152,6 +153,56 @@ def _too_late(summary: Record, model: str) -> str:
     if all(d["high"] < recall_at["low"] for d in known):
         return text + "every method that reads anything puts the entity before it, so early enough to reuse it."
     return text + "the methods' intervals do not agree on which comes first."
+
+
+def apart(summary: Record) -> Finding:
+    """Are VLMs of one language model told apart, by which instruments, and do those agree?"""
+    pairs: list[Record] = summary["told_apart"]
+    verdict = "; ".join(f"{p['first']} and {p['second']}: {_apart_verdict(p['by'])}" for p in pairs)
+    return Finding(
+        "Are VLMs of one language model told apart?", verdict, tuple(s for p in pairs for s in _apart_sentences(p))
+    )
+
+
+def _apart_verdict(by: Mapping[str, Record]) -> str:
+    told = [INSTRUMENTS[k] for k, row in by.items() if row["apart"]]
+    return f"yes, by {words.listed(told)}" if told else "not shown by any instrument"
+
+
+def _apart_sentences(pair: Record) -> list[str]:
+    by: Mapping[str, Record] = pair["by"]
+    first, second = pair["first"], pair["second"]
+    known = {k: row for k, row in by.items() if row["value"] is not None}
+    told = [f"{INSTRUMENTS[k]} {pct(row, signed=True)}" for k, row in known.items() if row["apart"]]
+    alike = [f"{INSTRUMENTS[k]} {pct(row, signed=True)}" for k, row in known.items() if not row["apart"]]
+    sentences = [
+        f"{first} minus {second}, the same entities drawn for both: "
+        + "; ".join(
+            [f"the interval leaves out zero for {words.listed(told)}"] * bool(told)
+            + [f"it does not for {words.listed(alike)}"] * bool(alike)
+        )
+        + "."
+    ]
+    one = [f"{INSTRUMENTS[k]} (only {row['reads'][0]})" for k, row in by.items() if len(row.get("reads", ())) == 1]
+    if one:
+        sentences.append(
+            f"Read in one of the two alone, so without a difference of depth: {words.listed(one)}. That a reading is "
+            "shown in one and not in the other is itself no test of their difference."
+        )
+    return [*sentences, *_disagreement(known, first, second)]
+
+
+def _disagreement(known: Mapping[str, Record], first: str, second: str) -> list[str]:
+    """Instruments of depth that put the same pair in opposite orders."""
+    depths = {k: row for k, row in known.items() if k != "degradation" and row["apart"]}
+    deeper = [INSTRUMENTS[k] for k, row in depths.items() if row["value"] > 0]
+    earlier = [INSTRUMENTS[k] for k, row in depths.items() if row["value"] < 0]
+    if not deeper or not earlier:
+        return []
+    return [
+        f"The instruments disagree: by {words.listed(deeper)} {first} is the later one, by {words.listed(earlier)} "
+        f"{second} is."
+    ]
 
 
 def _likeness(summary: Record, model: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from twohop.analysis import judge
-from twohop.figures import CONDITIONS, INTERVENTIONS, METHODS, STRATEGIES, Study, pair, words
+from twohop.figures import CONDITIONS, INSTRUMENTS, INTERVENTIONS, METHODS, STRATEGIES, Study, pair, words
 from twohop.figures.words import percent as pct
 
 Record = Mapping[str, Any]
@@ -65,6 +65,7 @@ def tables(summary: Record) -> list[Table]:
         _probes(summary),
         _resolution(summary),
         _method_agreement(summary),
+        _told_apart(summary),
         _recovery(summary),
         _beside(summary),
     ]
@@ -419,6 +420,23 @@ def _method_agreement(summary: Record) -> Table:
     ]
     note = "Methods that read nothing have no depth to compare. Kendall's tau of two models only says same or opposite."
     return Table("Agreement of the methods", ("model", "methods", "difference of depth", "tau"), tuple(rows), note)
+
+
+def _told_apart(summary: Record) -> Table:
+    rows = [
+        (pair["first"], pair["second"], INSTRUMENTS[name], pct(row, signed=True), _apart_words(row))
+        for pair in summary["told_apart"]
+        for name, row in pair["by"].items()
+    ]
+    note = "First minus second, in points of the degradation or of the depth; the same entities are drawn for both."
+    head = ("first", "second", "instrument", "difference", "the interval")
+    return Table("Told apart: VLMs of one language model", head, tuple(rows), note)
+
+
+def _apart_words(row: Record) -> str:
+    if row["value"] is None and "reads" in row:
+        return f"nothing is read in {'either' if not row['reads'] else 'one of them'}"
+    return words.zero_clause(row).removeprefix("the interval ")
 
 
 def _pair_of_methods(pair: str) -> str:

@@ -21,6 +21,7 @@ STEP = Step(
         "curves",
         "predictions",
         "resolution",
+        "readings",
         "depths",
         "recovered",
     ),

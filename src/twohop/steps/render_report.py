@@ -25,6 +25,7 @@ STEP = Step(
         "curves",
         "predictions",
         "resolution",
+        "readings",
         "depths",
         "recovered",
         "pictures",

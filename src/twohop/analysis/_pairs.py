@@ -1,0 +1,34 @@
+"""What tells two VLMs of one backbone apart: paired differences, the same entities drawn for both models."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from twohop.analysis._resolution import Rule, depths_of
+from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio
+
+Curves = tuple[Float[np.ndarray, "entity layer"], Sequence[int], int]
+"""Scores of every entity by layer, those layers (ascending), and how many layers the model has."""
+
+
+def loss_difference(first: pl.DataFrame, second: pl.DataFrame, n_boot: int, seed: int) -> Interval:
+    """Relative degradation (backbone's name to picture, all questions) of the first VLM minus the second's.
+
+    Both are as `pair_answers` makes them; questions that only one has are left out.
+    """
+    both = first.join(second.select("question_id", pl.col("image").alias("other")), on="question_id")
+    sums = entity_sums(both["entity_id"].to_list(), [both["backbone"], both["image"], both["other"]])
+    return bootstrap(sums, lambda s: ratio(s[:, 2] - s[:, 1], s[:, 0]), n_boot, seed)
+
+
+def paired_depths(first: Curves, second: Curves, rule: Rule, n_boot: int, seed: int) -> Interval:
+    """Depth of the first model's curve minus the second's, as shares of their layers (`depths_of`)."""
+    split = len(first[1])
+
+    def difference(sums: Float[np.ndarray, "draw layer"]) -> Float[np.ndarray, " draw"]:
+        a = depths_of(sums[:, :split], first[1], first[2], rule)
+        return a - depths_of(sums[:, split:], second[1], second[2], rule)
+
+    return bootstrap(np.concatenate([first[0], second[0]], axis=1), difference, n_boot, seed)
