@@ -44,7 +44,9 @@ TABLES = {
     "resolution": per_model(
         "results/measure_resolution/{model}/resolution.parquet", MODELS
     ),
-    "readings": per_model("results/measure_resolution/{model}/readings.parquet", MODELS),
+    "readings": per_model(
+        "results/measure_resolution/{model}/readings.parquet", MODELS
+    ),
     "depths": per_model("results/measure_resolution/{model}/depths.parquet", MODELS),
     "recovered": per_model("results/recover_recall/{model}/recovered.parquet", VLMS),
 }
