@@ -37,7 +37,7 @@ def test_equal_answers_differ_by_exactly_nothing() -> None:
 
 def test_paired_depths_see_a_shift_and_models_of_other_depth() -> None:
     draw = np.random.default_rng(1)
-    noise = draw.random((40, 5)) < 0.9
+    noise = draw.random((40, 5)) < 0.995
     early = np.where(np.arange(5) >= 1, noise, False).astype(float)
     late = np.where(np.arange(5) >= 3, noise, False).astype(float)
     found = paired_depths((late, range(5), 4), (early, range(5), 4), "near_maximum", 500, 0)
@@ -46,3 +46,15 @@ def test_paired_depths_see_a_shift_and_models_of_other_depth() -> None:
     assert found.low > 0
     deeper = paired_depths((late, range(0, 10, 2), 8), (late, range(5), 4), "near_maximum", 500, 0)
     assert deeper.value == pytest.approx(0.0)
+
+
+def test_one_step_of_the_grid_is_no_difference_and_two_are() -> None:
+    def rise(at: int) -> np.ndarray:
+        return np.tile((np.arange(10) >= at).astype(float), (30, 1))
+
+    layers = range(0, 30, 3)
+    one = paired_depths((rise(7), layers, 30), (rise(8), layers, 30), "near_maximum", 200, 0)
+    assert (one.value, one.low, one.high) == (pytest.approx(-0.1), pytest.approx(-0.2), 0.0)
+    two = paired_depths((rise(6), layers, 30), (rise(8), layers, 30), "near_maximum", 200, 0)
+    assert two.high is not None
+    assert two.high < 0

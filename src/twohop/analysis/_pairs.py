@@ -1,6 +1,7 @@
 """What tells two VLMs of one backbone apart: paired differences, the same entities drawn for both models."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -24,11 +25,29 @@ def loss_difference(first: pl.DataFrame, second: pl.DataFrame, n_boot: int, seed
 
 
 def paired_depths(first: Curves, second: Curves, rule: Rule, n_boot: int, seed: int) -> Interval:
-    """Depth of the first model's curve minus the second's, as shares of their layers (`depths_of`)."""
+    """Depth of the first model's curve minus the second's, as shares of their layers (`depths_of`).
+
+    A depth of d says that the truth lies between the layer read before d and d itself, so the interval's ends are moved
+    out by a step of the grid: the low one by the first's, the high one by the second's. Otherwise a difference of one
+    step, which every draw repeats, would look certain.
+    """
     split = len(first[1])
 
     def difference(sums: Float[np.ndarray, "draw layer"]) -> Float[np.ndarray, " draw"]:
         a = depths_of(sums[:, :split], first[1], first[2], rule)
         return a - depths_of(sums[:, split:], second[1], second[2], rule)
 
-    return bootstrap(np.concatenate([first[0], second[0]], axis=1), difference, n_boot, seed)
+    found = bootstrap(np.concatenate([first[0], second[0]], axis=1), difference, n_boot, seed)
+    if found.low is None or found.high is None:
+        return found
+    low, high = found.low - _step(first), found.high + _step(second)
+    return replace(found, low=round(low, _DIGITS), high=round(high, _DIGITS))
+
+
+_DIGITS = 9
+"""A difference of exactly one step must not be told from zero by rounding."""
+
+
+def _step(curves: Curves) -> float:
+    """Largest gap between layers that were read, as a share of the depth."""
+    return float(np.diff(curves[1]).max(initial=0)) / curves[2]

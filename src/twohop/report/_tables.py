@@ -428,7 +428,10 @@ def _told_apart(summary: Record) -> Table:
         for pair in summary["told_apart"]
         for name, row in pair["by"].items()
     ]
-    note = "First minus second, in points of the degradation or of the depth; the same entities are drawn for both."
+    note = (
+        "First minus second, in points of the degradation or of the depth; the same entities are drawn for both. Ends "
+        "of depths are moved out by the distance of the layers that were read: what lies between them is not known."
+    )
     head = ("first", "second", "instrument", "difference", "the interval")
     return Table("Told apart: VLMs of one language model", head, tuple(rows), note)
 
