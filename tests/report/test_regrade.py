@@ -102,3 +102,15 @@ def test_the_command_writes_elsewhere_and_leaves_results_alone(results: Path) ->
     refused = _twohop(root, "--out", "results/new")
     assert refused.returncode == 2
     assert "outside results" in refused.stderr
+
+
+def test_what_has_no_answer_keeps_no_grade(results: Path) -> None:
+    path = results / "patch_activations/late/outcomes.parquet"
+    table = read_table(path, schemas.OUTCOMES)
+    first = pl.int_range(pl.len()) == 0
+    columns = ("answer_text", "correct", "matched_alias")
+    mute = table.with_columns(pl.when(first).then(None).otherwise(pl.col(c)).alias(c) for c in columns)
+    write_table(path, mute, schemas.OUTCOMES)
+    found = {(r.table, r.model): r.after for r in regrade(results)}
+    assert found["outcomes", "late"].row(0, named=True) == mute.row(0, named=True)
+    assert _all(results).is_empty()

@@ -113,6 +113,9 @@ def regrade(results: Path, more: pl.DataFrame | None = None) -> Iterator[Regrade
 def _regrade(table: str, model: str, path: Path, before: pl.DataFrame, aliases: Aliases) -> Regraded:
     rows, changes = list[dict[str, Any]](), list[dict[str, Any]]()
     for row in before.iter_rows(named=True):
+        if row["answer_text"] is None:  # measured by log-probability alone: there is no answer to grade
+            rows.append(row)
+            continue
         verdict = _verdict(table, row, aliases)
         new = row | {"correct": verdict.alias is not None, "matched_alias": verdict.alias}
         extra, more = _extra(table, row, aliases)
