@@ -43,7 +43,7 @@ def test_engines_agree(trees: Trees, scenario: Scenario) -> None:
     scenario(trees)
 
 
-@pytest.mark.parametrize("link", CLONES)
+@pytest.mark.parametrize("link", [pytest.param(n, marks=pytest.mark.slow) if n == "hardlink" else n for n in CLONES])
 def test_fresh_clone_with_pulled_artifacts_has_nothing_to_do(trees: Trees, link: str) -> None:
     CLONES[link](trees)
 

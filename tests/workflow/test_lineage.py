@@ -62,5 +62,7 @@ def test_a04_an_edited_param_is_named_and_compared_after_the_run(finished: Any) 
 
 def test_the_study_can_be_drawn_and_exported(finished: Any) -> None:
     assert "lineage.html" in _ask(finished, "render")
-    assert "22 runs" in _ask(finished, "export", "crate")
+    n_runs = len(list((finished.root / "results").rglob("lineage.json")))
+    assert n_runs > 20
+    assert f"{n_runs} runs" in _ask(finished, "export", "crate")
     assert (finished.root / "crate/ro-crate-metadata.json").exists()
