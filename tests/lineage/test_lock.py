@@ -142,6 +142,7 @@ def test_c01_stage_of_a_living_dvc_starts_whatever_its_name(root: Path, monkeypa
     table = {"write": {str(root / "results"): {"pid": os.getppid(), "cmd": "a program that uses dvc's Python API"}}}
     (root / ".dvc/tmp/rwlock").write_text(json.dumps(table))
     acquire(root)
+    assert not is_free(root)
     release(root)
 
 

@@ -1,17 +1,12 @@
 """What tells two VLMs of one backbone apart: paired differences, the same entities drawn for both models."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
 
-from twohop.analysis._resolution import Rule, depths_of
+from twohop.analysis._resolution import Curves, Rule, curve_difference
 from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio
-
-Curves = tuple[Float[np.ndarray, "entity layer"], Sequence[int], int]
-"""Scores of every entity by layer, those layers (ascending), and how many layers the model has."""
 
 
 def loss_difference(first: pl.DataFrame, second: pl.DataFrame, n_boot: int, seed: int) -> Interval:
@@ -31,13 +26,7 @@ def paired_depths(first: Curves, second: Curves, rule: Rule, n_boot: int, seed: 
     out by a step of the grid: the low one by the first's, the high one by the second's. Otherwise a difference of one
     step, which every draw repeats, would look certain.
     """
-    split = len(first[1])
-
-    def difference(sums: Float[np.ndarray, "draw layer"]) -> Float[np.ndarray, " draw"]:
-        a = depths_of(sums[:, :split], first[1], first[2], rule)
-        return a - depths_of(sums[:, split:], second[1], second[2], rule)
-
-    found = bootstrap(np.concatenate([first[0], second[0]], axis=1), difference, n_boot, seed)
+    found = curve_difference(first, second, (rule, rule), n_boot, seed)
     if found.low is None or found.high is None:
         return found
     low, high = found.low - _step(first), found.high + _step(second)

@@ -170,15 +170,25 @@ def resolution_depth(readings: Readings, n_layers: int, n_boot: int, permutation
     return Depth(found, layer, p)
 
 
+Curves = tuple[Float[np.ndarray, "entity layer"], Sequence[int], int]
+"""Scores of every entity by layer, those layers (ascending), and how many layers the model has."""
+
+
 def depth_difference(first: Readings, second: Readings, n_layers: int, n_boot: int, seed: int) -> Interval:
     """How much deeper the first method's depth is than the second's, on the same entities in every draw."""
-    both, split = np.concatenate([first.own, second.own], axis=1), len(first.layers)
+    curves = ((first.own, first.layers, n_layers), (second.own, second.layers, n_layers))
+    return curve_difference(*curves, (first.rule, second.rule), n_boot, seed)
+
+
+def curve_difference(first: Curves, second: Curves, rules: tuple[Rule, Rule], n_boot: int, seed: int) -> Interval:
+    """Depth of the first curve minus the second's, each as a share of its own model's layers, over paired entities."""
+    split = len(first[1])
 
     def difference(sums: Layered) -> Float[np.ndarray, " draw"]:
-        a = depths_of(sums[:, :split], first.layers, n_layers, first.rule)
-        return a - depths_of(sums[:, split:], second.layers, n_layers, second.rule)
+        a = depths_of(sums[:, :split], first[1], first[2], rules[0])
+        return a - depths_of(sums[:, split:], second[1], second[2], rules[1])
 
-    return bootstrap(both, difference, n_boot, seed)
+    return bootstrap(np.concatenate([first[0], second[0]], axis=1), difference, n_boot, seed)
 
 
 def headline_readouts(found: Collection[tuple[str, str]]) -> dict[str, str]:

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from twohop.analysis._pairs import Curves, loss_difference, paired_depths
+from twohop.analysis._pairs import loss_difference, paired_depths
 from twohop.analysis._profile_intervals import centre_difference
-from twohop.analysis._resolution import Rule
+from twohop.analysis._resolution import Curves, Rule
 from twohop.analysis._statistics import Interval
 from twohop.figures._resolution import METHODS, resolve
 from twohop.figures._study import Study
