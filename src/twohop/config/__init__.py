@@ -16,7 +16,15 @@ from twohop.config._analysis import (
     TrainProjector,
 )
 from twohop.config._base import Section
-from twohop.config._catalogue import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, RandomModel
+from twohop.config._catalogue import (
+    AssembledVlm,
+    HubRepository,
+    Loading,
+    LocalFolder,
+    ModelEntry,
+    PackageBackbone,
+    RandomModel,
+)
 from twohop.config._data import BuildQuestions, CurateEntities, FetchImages
 from twohop.config._load import load_params, parse_params
 from twohop.config._params import STYLE_SOURCES, Params, section_keys
@@ -32,6 +40,8 @@ __all__ = [
     "EarlyRecipe",
     "ExtractActivations",
     "FetchImages",
+    "HubRepository",
+    "Loading",
     "LocalFolder",
     "MeasureResolution",
     "ModelEntry",

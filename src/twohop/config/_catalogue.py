@@ -38,10 +38,21 @@ class RandomModel(Section):
     """Random weights."""
     seed: int = Field(ge=0)
     """Seed of the weights."""
-    n_layers: int = Field(ge=2, le=8)
+    n_layers: int = Field(ge=2, le=12)
     """Decoder layers."""
     d_model: int = Field(ge=16, le=256)
     """Width of the residual stream."""
+
+
+class HubRepository(Section):
+    """A model repository of the hub, at one commit; prepare_model downloads it (safetensors only)."""
+
+    kind: Literal["hub"]
+    """Downloaded from the hub."""
+    id: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+    """Owner and name, e.g. llava-hf/llava-1.5-7b-hf."""
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
+    """Commit, 40 hex digits; a branch like main moves, so it is refused."""
 
 
 class LocalFolder(Section):
@@ -53,7 +64,22 @@ class LocalFolder(Section):
     """The folder, relative to the project's top folder or absolute."""
 
 
-Source = Annotated[PackageBackbone | AssembledVlm | RandomModel | LocalFolder, Field(discriminator="kind")]
+Source = Annotated[
+    PackageBackbone | AssembledVlm | RandomModel | LocalFolder | HubRepository, Field(discriminator="kind")
+]
+
+
+class Loading(Section):
+    """How the weights are put into memory."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format in memory; `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    device_map: Literal["one", "auto", "balanced", "sequential"] | dict[str, int | str] = "one"
+    """Where layers go: all on `one` device, spread by accelerate's rules, or a map from module name to device."""
+    max_memory: dict[str, str] = Field(default_factory=dict)
+    """Most memory that weights may take per device, e.g. {"0": 20GiB, cpu: 60GiB}; for a spread device_map."""
+    offload: bool = False
+    """Layers that fit nowhere stay on the disk and are read in each pass (slow)."""
 
 
 class ModelEntry(Section):
@@ -61,12 +87,16 @@ class ModelEntry(Section):
 
     role: Role
     """`backbone`: a language model; `vlm`: dissected in full; `control`: only benchmark, activations and probes."""
-    family: Literal["llama", "llava"]
-    """Model classes: `llama` for a backbone, `llava` for a vlm or control."""
+    family: str | None = Field(default=None, pattern="^[a-z0-9_]+$")
+    """Transformers' model_type; read from the model's own config when absent, compared with it when given."""
     backbone: str | None = None
     """Catalogue name of the language model that this VLM was trained from; written down, never guessed."""
     source: Source
     """Where its weights come from."""
+    prompt: Literal["plain", "chat"] = "plain"
+    """`plain`: prompts as they are written; `chat`: as the user's turn of the model's own chat template."""
+    loading: Loading = Loading()
+    """How the weights are put into memory."""
     licence: str
     """Licence of the weights, as the card shows it."""
     note: str = ""

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from twohop.config._catalogue import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, RandomModel
+from twohop.config._catalogue import AssembledVlm, HubRepository, LocalFolder, ModelEntry, PackageBackbone, RandomModel
 from twohop.config._describe import Place
 from twohop.config._load import load_params
 from twohop.config._params import Params
@@ -41,7 +41,7 @@ def _catalogue(models: dict[str, Any]) -> Iterator[str]:
     names = ", ".join(f"`{m}`" for m in models)
     yield f"## models\n\n{Params.model_fields['models'].description}\nparams.yaml has {names}.\n"
     yield _table(ModelEntry, None)
-    for kind in (PackageBackbone, AssembledVlm, RandomModel, LocalFolder):
+    for kind in (PackageBackbone, AssembledVlm, RandomModel, LocalFolder, HubRepository):
         example = next((e["source"] for e in models.values() if e["source"]["kind"] in _kind(kind)), None)
         yield f"### source of kind {_kind(kind)}\n\n{_first_line(kind)}\n"
         yield _table(kind, example)

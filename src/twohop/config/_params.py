@@ -22,6 +22,10 @@ STYLE_SOURCES: Mapping[str, str] = {
 """Art source of every rendering style."""
 
 
+MAKES: Mapping[str, str] = {"package": "llama", "assembled": "llava"}
+"""Family that a kind of source always makes."""
+
+
 class Params(Section):
     """Everything that a user can set."""
 
@@ -72,10 +76,13 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
             yield f"{at}: is no usable name; allowed: letters, digits and '-'"
         if entry.backbone is not None and entry.backbone not in backbones:
             yield f"{at}.backbone: is {entry.backbone!r}; allowed: a model with role backbone ({', '.join(backbones)})"
-        if entry.family != ("llama" if entry.role == "backbone" else "llava"):
-            yield f"{at}.family: is {entry.family!r}; allowed: llama for a backbone, llava for a vlm or control"
-        elif {"package": "llama", "assembled": "llava"}.get(entry.source.kind, entry.family) != entry.family:
-            yield f"{at}.source.kind: is {entry.source.kind!r}; allowed: package for a backbone, assembled for a vlm"
+        if entry.source.kind == "random" and entry.family is None:
+            yield f"{at}.family: is absent; a random model is built of the family that is named here"
+        kind, makes = entry.source.kind, MAKES.get(entry.source.kind)
+        if makes is not None and (entry.role == "backbone") != (makes == "llama"):
+            yield f"{at}.source.kind: is {kind!r}; allowed: package for a backbone, assembled for a vlm"
+        elif makes is not None and entry.family not in (makes, None):
+            yield f"{at}.family: is {entry.family!r}; allowed: {makes}, which source kind {kind} makes"
         if entry.source.kind == "assembled" and entry.backbone in backbones:
             kind = models[entry.backbone].source.kind
             if kind != "package":  # the language model that is wired in is the embedded one

@@ -291,7 +291,7 @@ def _card(
 
 def _family(config: Any, entry: ModelEntry, path: Path) -> str:
     model_type = str(config.model_type).removesuffix("_text")
-    if model_type != entry.family:
+    if entry.family is not None and model_type != entry.family.removesuffix("_text"):
         raise ModelError(
             f"the folder holds a {model_type} model, the catalogue says {entry.family}",
             str(path),
