@@ -70,31 +70,31 @@ def spans(rows: dict[tuple[str, int], list[float]]) -> pl.DataFrame:
 
 def test_span_scores_sum_the_donor_layers_only():
     table = spans({("a", 0): [1.0, 2.0], ("a", 1): [10.0, 20.0], ("a", 2): [500.0, 0.0]})
-    found = SpanScores(table, layers=2)
+    found = SpanScores(table, layers=range(2))
     assert found.scores("a", 2).tolist() == [11.0, 22.0]
     assert "a" in found
     assert "b" not in found
 
 
 def test_unscored_question_gets_the_mean_profile():
-    found = SpanScores(spans({("a", 0): [1.0, 2.0], ("b", 0): [3.0, 4.0, 8.0]}), layers=1)
+    found = SpanScores(spans({("a", 0): [1.0, 2.0], ("b", 0): [3.0, 4.0, 8.0]}), layers=[0])
     assert found.scores("c", 2).tolist() == [2.0, 3.0]
     assert found.scores("c", 5).tolist() == [2.0, 3.0, 8.0, 0.0, 0.0]
 
 
 def test_no_scores_at_all_give_zeros():
-    assert SpanScores(spans({}), layers=3).scores("a", 4).tolist() == [0.0] * 4
+    assert SpanScores(spans({}), layers=range(3)).scores("a", 4).tolist() == [0.0] * 4
 
 
 def test_scores_of_another_prompt_are_refused():
     with pytest.raises(DataError, match="attribution has 2 positions, the prompt 3"):
-        SpanScores(spans({("a", 0): [1.0, 2.0]}), layers=1).scores("a", 3)
+        SpanScores(spans({("a", 0): [1.0, 2.0]}), layers=[0]).scores("a", 3)
 
 
 def planner() -> Planner:
     table = spans({("a", 0): [0.0, 1.0, 5.0, 5.0, 0.0]})
     lengths = {"a": 2, "long": 9}
-    return Planner(SpanScores(table, 1), {"a": 5, "b": 3}, {"a": 4, "b": 1}, lengths.__getitem__, (0,), seed=7)
+    return Planner(SpanScores(table, [0]), {"a": 5, "b": 3}, {"a": 4, "b": 1}, lengths.__getitem__, (0,), seed=7)
 
 
 def test_plans_name_span_donor_and_depth():

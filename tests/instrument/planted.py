@@ -52,6 +52,7 @@ from twohop.analysis import (
     summarise_run,
 )
 from twohop.models import Batch, Knockout, Model, ModelCard, Patch, Prompt, Site, Tokens
+from twohop.models import Picture as Seen
 from twohop.models._sites import SiteKind
 
 N_LAYERS, D_MODEL, PAYLOAD = 8, 48, 8
@@ -339,7 +340,7 @@ class Receiver:
     features: dict[str, Tensor]
 
     def prompt(self, picture: Picture, template: tuple[str, str], relation: str) -> Prompt:
-        return Prompt(template[0], None, template[1].format(relation), self.features[picture.id])
+        return Prompt(template[0], None, template[1].format(relation), Seen(self.features[picture.id]))
 
 
 class Study:

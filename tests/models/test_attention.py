@@ -175,9 +175,22 @@ def test_what_does_not_fit_is_refused() -> None:
         tiny.model.run(tiny.clean, knockouts=[cut(tiny.clean, 0, 1)])
 
 
-def test_cross_attention_is_refused_by_name() -> None:
+def test_cut_query_sees_nothing_of_the_picture_in_cross_attention() -> None:
     tiny = case("mllama-image")
-    with pytest.raises(ModelError, match="cross-attention"):
-        tiny.model.run(tiny.clean, knockouts=[cut(tiny.clean, 0, 2)])
-    with pytest.raises(ModelError, match="cannot be shared"):
-        tiny.model.blocked_logits(tiny.clean, [cut(tiny.clean, 0, 1)])
+    only_cross, last = cut(tiny.clean, 1, 2), tiny.clean.groups["last"]
+    site = Site("attn_write", 1)
+    plain, knocked = (tiny.model.run(tiny.clean, [site], knockouts=k) for k in ([], [only_cross]))
+    found = knocked.activations[site]
+    assert not found[last].any()
+    assert plain.activations[site][last].abs().max() > 1e-3
+    assert torch.equal(found[~last], plain.activations[site][~last])
+    both = [only_cross, cut(tiny.clean, 0, 4)]
+    one_by_one = torch.stack([tiny.model.run(tiny.clean, knockouts=[k]).logits for k in both])
+    assert torch.equal(tiny.model.blocked_logits(tiny.clean, both), one_by_one)
+    assert (one_by_one - plain.logits).abs().max() > 1e-2
+
+
+def test_text_run_skips_the_cross_attention_layers_of_a_window() -> None:
+    tiny = case("mllama-text")
+    whole, own = (tiny.model.run(tiny.clean, knockouts=[cut(tiny.clean, *w)]).logits for w in ((0, 2), (0, 1)))
+    assert torch.equal(whole, own)

@@ -9,10 +9,12 @@ from tiny_models import BUILDERS, Case, case
 from torch import nn
 
 from twohop.errors import ModelError
-from twohop.models import KINDS, Batch, Model, Patch, Prompt, Site
-from twohop.models._sites import LAYOUTS, PROJECTIONS, Tap
+from twohop.models import KINDS, Batch, Model, Patch, Picture, Prompt, Site
+from twohop.models._sites import PROJECTIONS, Tap
 
 NAMES = list(BUILDERS)
+PLAIN = ("llama", "llava")
+"""Families whose softmax can be redone from queries and keys."""
 WIDE_HEADS = {"gemma3": 64}
 """Families whose heads side by side are not as wide as the residual stream (32) in the tiny model."""
 
@@ -29,7 +31,7 @@ def llama() -> Case:
 
 
 def kinds(family: str) -> list[Any]:
-    return [k for k in KINDS if k not in PROJECTIONS or LAYOUTS[family].plain_softmax]
+    return [k for k in KINDS if k not in PROJECTIONS or family in PLAIN]
 
 
 def sites(tiny: Case) -> list[Site]:
@@ -112,7 +114,7 @@ def prompts(tiny: Case, name: str) -> list[Prompt]:
         draw = torch.Generator().manual_seed(1)
         size = (3, tiny.model.n_image_tokens, tiny.model.d_model)
         seen = torch.randn(size, generator=draw, dtype=tiny.model.dtype)
-        return [Prompt("Consider the country ", None, t, p) for t, p in zip(texts, seen, strict=True)]
+        return [Prompt("Consider the country ", None, t, Picture(p)) for t, p in zip(texts, seen, strict=True)]
     return [Prompt("Consider the country ", n, t) for n, t in zip(("France", "Kenya", "Japan"), texts, strict=True)]
 
 
@@ -364,7 +366,7 @@ def test_x06_the_two_writes_are_what_the_residual_gains(tiny: Case) -> None:
         assert written.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if LAYOUTS[n.split("-")[0]].plain_softmax])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.split("-")[0] in PLAIN])
 def test_x06_attention_redone_from_its_parts_is_the_models_own(name: str) -> None:
     tiny = case(name)
     parts = [Site(kind, 2) for kind in ("query", "key", "value")]
@@ -442,11 +444,32 @@ def test_x09_picture_tokens_of_gemma_see_each_other() -> None:
     assert (two_ways - one_way)[0, :start].abs().max() < 1e-6
 
 
-def test_unknown_family_is_refused() -> None:
+def test_x01_layout_of_every_family_is_found() -> None:
+    found = {
+        name: case(f"{name}-text" if name != "llama" else name).model.decoder.layout
+        for name in ("llama", "gemma3", "qwen2_5_vl", "mllama")
+    }
+    assert {(a.attention, a.mlp) for n, a in found.items() if n != "gemma3"} == {("self_attn", "mlp")}
+    assert (found["gemma3"].attention, found["gemma3"].mlp) == (
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+    )
+    assert [n for n, a in found.items() if a.plain_softmax] == ["llama"]
+
+
+def test_x06_model_whose_writes_are_not_found_is_refused() -> None:
     from twohop.models._sites import Decoder
 
-    with pytest.raises(ModelError, match="unknown family 'bert'"):
-        Decoder(nn.Linear(1, 1), "bert")
+    net = case("llama").model.net
+
+    def scaled(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * 1.5
+
+    handle = net.model.layers[1].register_forward_hook(scaled)
+    with pytest.raises(ModelError, match="no two modules of a layer sum to what its residual gains"):
+        Decoder(net)
+    handle.remove()
+    assert Decoder(net).layout.mlp == "mlp"
 
 
 def test_stack_that_is_not_what_the_config_says_is_refused() -> None:
@@ -455,4 +478,4 @@ def test_stack_that_is_not_what_the_config_says_is_refused() -> None:
     tiny = case("llama")
     tiny.model.net.config.num_hidden_layers = 5
     with pytest.raises(ModelError, match="the config says 5"):
-        Decoder(tiny.model.net, "llama")
+        Decoder(tiny.model.net)

@@ -7,7 +7,7 @@ import torch
 from tiny_models import Case, case
 
 from twohop.errors import ModelError
-from twohop.models import Model, Patch, Prompt, Site
+from twohop.models import Model, Patch, Picture, Prompt, Site
 from twohop.models import _generate as generation
 
 NAMES = [
@@ -35,7 +35,9 @@ def prompts(model: Model) -> list[Prompt]:
     if not model.n_image_tokens:
         return [Prompt("Consider the country ", n, t) for n, t in zip(("France", "Kenya", "Japan"), texts, strict=True)]
     seen = torch.randn(3, model.n_image_tokens, model.d_model, generator=torch.Generator().manual_seed(1))
-    return [Prompt("Consider the country ", None, t, p) for t, p in zip(texts, seen.to(model.dtype), strict=True)]
+    return [
+        Prompt("Consider the country ", None, t, Picture(p)) for t, p in zip(texts, seen.to(model.dtype), strict=True)
+    ]
 
 
 @contextlib.contextmanager

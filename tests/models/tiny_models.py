@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from twohop.config import ModelEntry, PrepareModel
-from twohop.models import Batch, Model, ModelCard, Prompt, Tokens
+from twohop.models import Batch, Model, ModelCard, Picture, Prompt, Tokens
+from twohop.models._eyes import Eyes
+from twohop.models._frame import Frame
 from twohop.models._random import IMAGE, _llava, tiny_tokenizer
 
 D, LAYERS, IMAGE_PX = 32, 4, 32
@@ -88,7 +90,9 @@ def gemma3() -> Model:
     )
     image = tiny_tokenizer().convert_tokens_to_ids(IMAGE)
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=image)
-    return wrap(Gemma3ForConditionalGeneration(config), "gemma3", "vlm", 4)
+    model = wrap(Gemma3ForConditionalGeneration(config), "gemma3", "vlm", 4)
+    model.eyes = Eyes(model.net, None, Frame(), image, {"token_type_ids": frozenset([image])})
+    return model
 
 
 def qwen() -> Model:
@@ -136,7 +140,10 @@ def picture_batches(model: Model) -> tuple[Batch, Batch]:
     shape = (2, 2, model.n_image_tokens, model.d_model)
     features = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=model.dtype)
     rows = [
-        [Prompt("Consider the country ", None, t, p) for t, p in zip((". The capital of", ". The"), f, strict=True)]
+        [
+            Prompt("Consider the country ", None, t, Picture(p))
+            for t, p in zip((". The capital of", ". The"), f, strict=True)
+        ]
         for f in features
     ]
     return model.batch(rows[0]), model.batch(rows[1])

@@ -174,10 +174,9 @@ def test_no_picture_in_the_asked_style_is_an_error(study):
     assert not (study / "questions.parquet").exists()
 
 
-def test_an_answer_without_a_token_is_an_error(tokens):
-    class Deaf:
-        def tokenize(self, text):
-            return tokens.tokenize(text.strip())
-
+def test_an_answer_without_a_token_is_an_error(tokens, monkeypatch):
+    row = {"question_id": "FR/capital", "before": "The ", "name": "France", "after": " is", "answer": "Paris"}
+    assert build_questions._first_token(tokens, row) == tokens.answer_ids("Paris")[0]
+    monkeypatch.setattr(tokens, "tokenize", lambda text: tokens.raw(text[:10])["input_ids"])
     with pytest.raises(DataError, match="has no token"):
-        build_questions.first_answer_token(Deaf(), "The capital is", " ")
+        build_questions._first_token(tokens, row)

@@ -14,7 +14,7 @@ from twohop.steps._step import Job
 
 def job(tmp_path: Path, source: dict[str, Any]) -> Job:
     entry = {"role": "backbone", "family": "llama", "source": source, "licence": "none"}
-    params = {"prepare_model": {"image_size": 32, "tower_layers": 2}, "models.tiny": entry}
+    params = {"prepare_model": {"image_size": 32, "tower_layers": 2}, "models.tiny": entry, "fetch_images.size_px": 32}
     return Job("prepare_model", "tiny", params, {"projector": ()}, {"card": tmp_path / "card.json"}, tmp_path / "work")
 
 

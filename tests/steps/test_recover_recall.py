@@ -85,7 +85,7 @@ def test_the_name_is_written_once_per_picture_and_stands_in_the_next_prompt(call
     assert prompts[0].after == expected
     assert prompts[0].before == "Consider the country "
     assert prompts[0].picture is not None
-    assert torch.equal(prompts[0].picture, names[0].picture)
+    assert torch.equal(prompts[0].picture.features, names[0].picture.features)
 
 
 def test_the_oracle_gives_the_true_name_with_the_picture(call: Job) -> None:

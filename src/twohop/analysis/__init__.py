@@ -8,6 +8,7 @@ from twohop.analysis._interventions import Intervention, SiteName, digest_of
 from twohop.analysis._lens import LensFit, Translator, candidate_tokens, fit_translator
 from twohop.analysis._outcomes import choose_pair, summarise_outcomes
 from twohop.analysis._patching import (
+    Layers,
     Pair,
     Planner,
     SpanScores,
@@ -55,6 +56,7 @@ __all__ = [
     "Drop",
     "Interval",
     "Intervention",
+    "Layers",
     "LensFit",
     "Node",
     "Pair",

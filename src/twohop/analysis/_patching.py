@@ -5,7 +5,7 @@ it can be listed, stored and compared before it is made.
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +53,9 @@ def random_start(n_positions: int, length: int, seed: Sequence[int]) -> int:
 class SpanScores:
     """|Attribution| of the receiving positions, summed over the layers that a patch writes."""
 
-    def __init__(self, spans: pl.DataFrame, layers: int) -> None:
+    def __init__(self, spans: pl.DataFrame, layers: Collection[int]) -> None:
         self._of: dict[str, Float[np.ndarray, " position"]] = {}
-        chosen = spans.filter(pl.col("layer") < layers).select("question_id", "position_scores")
+        chosen = spans.filter(pl.col("layer").is_in(sorted(layers))).select("question_id", "position_scores")
         for question_id, scores in chosen.iter_rows():
             row = np.asarray(scores, dtype=float)
             self._of[question_id] = self._of[question_id] + row if question_id in self._of else row
@@ -162,8 +162,12 @@ class Planner:
     lengths: Callable[[str], int]
     """Name tokens of a question's donor run."""
     layers: Layers
-    """Layers of the main patch."""
+    """Layers of the main patch, counted as the backbone's text run passes them."""
     seed: int
+    donor_layers: Layers | None = None
+    """The backbone's index of each of its layers that a text run passes; None: the same number."""
+    receiver_layers: Layers | None = None
+    """The VLM's index of the layer that came from it: cross-attention models have further layers between."""
 
     def heuristic(
         self, question_id: str, name: str, donor_id: str, layers: Layers | None = None, site: SiteName = "mlp_write"
@@ -238,7 +242,13 @@ class Planner:
         donor = _DONORS.get(name, "backbone")
         run = None if donor in ("mean", "zero") else "text"
         who = donor_id if run else None
-        return Intervention(question_id, name, donor, run, who, site, layers, layers, span, *place, seed)
+        receivers = _mapped(layers, self.receiver_layers)
+        donors = receivers if donor == "own" else _mapped(layers, self.donor_layers)
+        return Intervention(question_id, name, donor, run, who, site, donors, receivers, span, *place, seed)
+
+
+def _mapped(layers: Layers, index: Layers | None) -> Layers:
+    return layers if index is None else tuple(index[n] for n in layers)
 
 
 def windows(depths: Sequence[int], n_layers: int) -> list[Layers]:

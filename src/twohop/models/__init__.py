@@ -5,7 +5,7 @@ from twohop.models._card import FileRecord, ModelCard, read_card
 from twohop.models._model import Model, Run
 from twohop.models._open import OpenedModel, open_model, open_tokenizer, opened
 from twohop.models._prepare import materialise
-from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Prompt, Tokens
+from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Picture, Prompt, Tokens
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
 from twohop.models._train import assembled_model, train_assembled
 
@@ -21,6 +21,7 @@ __all__ = [
     "ModelCard",
     "OpenedModel",
     "Patch",
+    "Picture",
     "Prompt",
     "Run",
     "Site",

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -29,7 +29,10 @@ PLAIN = "sdpa"
 
 @dataclass(frozen=True)
 class Knockout:
-    """Positions of `queries` do not see those of `keys` in layers `start` to `stop - 1`."""
+    """Positions of `queries` do not see those of `keys` in layers `start` to `stop - 1`.
+
+    In a layer that reads the picture by cross-attention the queries see nothing of the picture.
+    """
 
     start: int
     stop: int
@@ -48,6 +51,8 @@ class _Active:
 
     cuts: Sequence[Knockout]
     met: set[int]
+    crossing: frozenset[int] = frozenset()
+    """Layers whose keys are not positions but a picture: a cut query sees nothing of it there."""
 
 
 _NOW: ContextVar[_Active | None] = ContextVar("knockouts", default=None)
@@ -57,12 +62,17 @@ def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function: sdpa with the mask of a cut layer edited."""
-    active = _NOW.get()
+    active = _NOW.get() or _Active((), set())
     layer = int(module.layer_idx)
-    for cut in active.cuts if active is not None else ():
-        if layer in cut.layers:
-            attention_mask = _cleared(attention_mask, cut, query.shape[2], key.shape[2])
-            cast("_Active", active).met.add(layer)
+    cuts = [cut for cut in active.cuts if layer in cut.layers]
+    active.met.update([layer] if cuts else [])
+    if layer in active.crossing:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
+        for cut in cuts:
+            out = out.masked_fill(cut.queries[:, -query.shape[2] :, None, None], 0)
+        return out, None
+    for cut in cuts:
+        attention_mask = _cleared(attention_mask, cut, query.shape[2], key.shape[2])
     return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
 
 
@@ -99,13 +109,6 @@ def check(decoder: Decoder, cut: Knockout, shape: tuple[int, int]) -> None:
             f"a batch of {shape}",
             "give one True or False per position of the padded batch",
         )
-    crossed = sorted(decoder.cross_layers & set(cut.layers))
-    if crossed:
-        raise ModelError(
-            f"layers {crossed} read the picture by cross-attention, which has no edges between positions",
-            "knockout",
-            "choose a window without them",
-        )
 
 
 @contextlib.contextmanager
@@ -129,7 +132,7 @@ def knocked_out(decoder: Decoder, cuts: Sequence[Knockout], shape: tuple[int, in
     before = config._attn_implementation
     if before != PLAIN:
         raise ModelError(f"the model's attention is {before!r}", "knockout", f"load it with {PLAIN!r}")
-    active = _Active(cuts, set())
+    active = _Active(cuts, set(), decoder.cross_layers)
     token = _NOW.set(active)
     config._attn_implementation = NAME
     try:
@@ -137,6 +140,7 @@ def knocked_out(decoder: Decoder, cuts: Sequence[Knockout], shape: tuple[int, in
     finally:
         config._attn_implementation = before
         _NOW.reset(token)
-    missed = sorted({layer for cut in cuts for layer in cut.layers} - active.met)
+    # a text-only run skips the cross-attention layers
+    missed = sorted({layer for cut in cuts for layer in cut.layers} - active.met - decoder.cross_layers)
     if missed:
         raise ModelError(f"layers {missed} were not cut", "knockout", "they were skipped in this run")

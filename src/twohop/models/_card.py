@@ -36,11 +36,14 @@ class ModelCard(Section):
     """sha256 of what the recipe was given: packages' payloads, the projector."""
     architecture: str
     n_layers: int = Field(ge=1)
+    text_layers: list[int]
+    """Layers that a text-only run passes: all but those that read a picture by cross-attention."""
     d_model: int = Field(ge=1)
     n_heads: int = Field(ge=1)
     vocab: int = Field(ge=1)
     parameters: int = Field(ge=1)
     n_image_tokens: int = Field(ge=0)
+    """Of a picture of the study's size."""
     image_size: int | None
     """Side in pixels of what the tower sees."""
     image_token_id: int | None

@@ -6,7 +6,7 @@ A dynamic cache in every generation: a static one would compile by itself on CUD
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from twohop.errors import ModelError
 from twohop.models._attention import Knockout, knocked_out
+from twohop.models._batch import FROM_LATER
 from twohop.models._hooks import hooked
 from twohop.models._prompts import Batch
 from twohop.models._sites import Patch
@@ -68,7 +69,7 @@ def _decode(
     model: "Model", batch: Batch, cache: Any, logits: Float[Tensor, "batch vocab"], max_new_tokens: int
 ) -> list[str]:
     """Greedy first lines after a prefill, whose cache they use up."""
-    lengths = batch.attention_mask.sum(1)
+    lengths, later = _following(batch), _later(batch)
     mask = batch.attention_mask
     written: list[list[int]] = [[] for _ in range(len(batch))]
     alive = torch.arange(len(batch), device=model.device)
@@ -87,8 +88,9 @@ def _decode(
         if len(going) < len(alive):  # rows that are done leave the batch
             cache = _rows(cache, keep)
             alive, mask, lengths, token = alive[keep], mask[keep], lengths[keep], token[keep]
+            later = {name: value[keep] for name, value in later.items()}
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = _continue(model, cache, token[:, None], mask, lengths[:, None] + step)[:, -1]
+        logits = _continue(model, cache, token[:, None], mask, lengths[:, None] + step, later)[:, -1]
     return [_first_line(model.tokens.decode(ids)) for ids in written]
 
 
@@ -151,7 +153,7 @@ def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
 
 
 def _name_ids(model: "Model", names: Sequence[str]) -> list[list[int]]:
-    ids = [model.tokenize(f" {name}") for name in names]
+    ids = [model.tokens.answer_ids(name) for name in names]
     if not ids or not all(name.strip() for name in names):
         raise ModelError("no names or answers, or an empty one", model.name, "give texts of visible characters")
     return ids
@@ -187,8 +189,9 @@ def _tails(model: "Model", batch: Batch, cache: Any, rows: list[int], names: lis
         tokens[i, :n], wanted[i, :n], known[i, :n] = torch.tensor(name[:-1]), torch.tensor(name[1:]), 1
     index = torch.tensor(rows, device=model.device)
     prefix = batch.attention_mask[index]
-    positions = prefix.sum(1, keepdim=True) + torch.arange(longest, device=model.device)
-    logits = _continue(model, _rows(cache, index), tokens, torch.cat([prefix, known], 1), positions)
+    positions = _following(batch)[index][:, None] + torch.arange(longest, device=model.device)
+    later = {name: value[index] for name, value in _later(batch).items()}
+    logits = _continue(model, _rows(cache, index), tokens, torch.cat([prefix, known], 1), positions, later)
     picked = logits.log_softmax(-1).gather(2, wanted[..., None])[..., 0]
     return (picked * known).sum(1).tolist()
 
@@ -198,23 +201,25 @@ def blocked_logits(
 ) -> Float[Tensor, "knockout batch vocab"]:
     """See `Model.blocked_logits`."""
     last = batch.groups["last"]
-    if not bool(last[:, -1].all()) or last.shape[1] < 2 or model.decoder.cross_layers:
-        todo = "use left-padded prompts of two tokens or more, of a model without cross-attention"
-        raise ModelError("the rest of the prompt cannot be shared", model.name, todo)
     if any(bool((cut.queries & ~last).any()) for cut in knockouts):
         raise ModelError("a knockout at another position than `last`", model.name, "use `run`")
+    if not bool(last[:, -1].all()) or last.shape[1] < 2:
+        todo = "use left-padded prompts of two tokens or more"
+        raise ModelError("the rest of the prompt cannot be shared", model.name, todo)
+    if model.decoder.cross_layers or batch.deep or _looks_ahead(batch):
+        return torch.stack([model.run(batch, knockouts=[cut]).logits for cut in knockouts])
     embeds, shape = model.embed(batch), (len(batch), int(last.shape[1]))
     cache = DynamicCache(config=model.net.config.get_text_config())
     model.net(
         inputs_embeds=embeds[:, :-1],
         attention_mask=batch.attention_mask[:, :-1],
-        position_ids=batch.position_ids[:, :-1],
+        position_ids=batch.position_ids[..., :-1],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
         **{name: value[:, :-1] for name, value in batch.extra.items()},
     )
-    rest = batch.input_ids[:, -1:], batch.attention_mask, batch.position_ids[:, -1:]
+    rest = batch.input_ids[:, -1:], batch.attention_mask, batch.position_ids[..., -1:]
     every = torch.arange(len(batch), device=model.device)
     found: list[Tensor] = []
     for cut in knockouts:
@@ -223,14 +228,28 @@ def blocked_logits(
     return torch.stack(found)
 
 
+def _looks_ahead(batch: Batch) -> bool:
+    """Tokens before `last` see it, as in PaliGemma's prompts: marked 0, which is what a prefix is."""
+    marks = batch.extra.get("token_type_ids")
+    return marks is not None and not bool(marks[:, -1].any()) and not bool((marks * batch.groups["image"]).any())
+
+
 def _prefill(
     model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout] = ()
 ) -> tuple[Any, Float[Tensor, "batch vocab"]]:
-    cache = DynamicCache(config=model.net.config.get_text_config())
-    embeds = model.embed(batch)
-    shape = (int(embeds.shape[0]), int(embeds.shape[1]), model.d_model)
+    cache, shape = DynamicCache(config=model.net.config.get_text_config()), model.shape(batch)
     with hooked(model.decoder, shape, (), patches), knocked_out(model.decoder, knockouts, shape[:2]):
-        return cache, model.forward(batch, embeds, cache)
+        return cache, model.forward(batch, cache)
+
+
+def _following(batch: Batch) -> Int[Tensor, " batch"]:
+    """Position of the first token after each row."""
+    return batch.attention_mask.sum(1) if batch.next_position is None else batch.next_position
+
+
+def _later(batch: Batch) -> dict[str, Tensor]:
+    """What written tokens are given besides themselves: the entry of the row's last token."""
+    return {name: value[:, -1:] for name, value in batch.extra.items() if name in FROM_LATER}
 
 
 def _continue(
@@ -238,11 +257,13 @@ def _continue(
     cache: Any,
     tokens: Int[Tensor, "batch new"],
     mask: Int[Tensor, "batch total"],
-    positions: Int[Tensor, "batch new"],
+    positions: Int[Tensor, "*axes batch new"],
+    later: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "batch new vocab"]:
     """Logits of further tokens; the cache grows."""
+    more = {name: value.expand(-1, tokens.shape[1], *value.shape[2:]) for name, value in (later or {}).items()}
     out = model.net(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **more
     )
     return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
 

@@ -5,7 +5,7 @@ happens (X4). A read after a write sees what was written.
 """
 
 import contextlib
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,27 +32,56 @@ class _Probe:
         self.site, self.tap, self.shape, self.keep, self.grad = site, tap, shape, keep, grad
         self.patches, self.heads = patches, heads
         self.fired = 0
+        self.rows: Tensor | None = None
         self.activation: Tensor | None = None
 
     def _visit(self, output: Any) -> Tensor | None:
         """Read or overwrite the tensor; None leaves it as it is."""
-        if not isinstance(output, Tensor) or tuple(output.shape) != self.shape:
+        if not isinstance(output, Tensor) or not self._fits(output):
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ModelError(f"met {got} where (batch, seq, width) = {self.shape} was expected", str(self.site))
         self.fired += 1
-        scale = self.tap.scale()
+        scale = self._scale(output)
         if scale is not None and not bool(scale.any()) and (self.patches or self.grad):
             raise ModelError("the gate of this layer is 0: it writes nothing", str(self.site), "leave the site out")
-        write = output if scale is None else output * scale
+        flat = tuple(output.shape) != self.shape
+        plain = output.reshape(self.shape) if flat else output
+        write = plain if scale is None else plain * scale
         for patch in self.patches:
             write = _overwritten(write, patch, self.heads)
         if self.keep:
             if self.grad:
                 write.retain_grad()
             self.activation = write if self.grad else write.detach()
-        if not self.patches and not (self.grad and scale is not None):
+        if not self.patches and not (self.grad and (flat or scale is not None)):
             return None
-        return write if scale is None else write / scale
+        new = write if scale is None else self._unscaled(plain, write, scale)
+        return new.reshape(output.shape)
+
+    def _fits(self, output: Tensor) -> bool:
+        """(batch, seq, width), or what a mixture of experts gives: (batch * seq, width)."""
+        batch, seq, width = self.shape
+        return tuple(output.shape) in (self.shape, (batch * seq, width))
+
+    def _scale(self, output: Tensor) -> Tensor | None:
+        """Factor from the module's output to the write; None for 1."""
+        if self.tap.gate is None:
+            return None
+        scale = torch.tanh(self.tap.gate.detach()).to(output)
+        return scale if self.rows is None else scale * self.rows.to(output)
+
+    def _unscaled(self, plain: Tensor, write: Tensor, scale: Tensor) -> Tensor:
+        """The module's output that gives the write; where the factor is 0 nothing can be written."""
+        dead = (scale == 0).expand_as(write)
+        if bool((write.detach()[dead] != 0).any()):
+            where = "a position before the picture gets nothing from this layer"
+            raise ModelError(f"{where}, so nothing can be patched there", str(self.site), "patch later positions")
+        return torch.where(dead, plain, write / torch.where(dead, torch.ones_like(write), scale))
+
+    def layer(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the layer: which rows its MLP's write is kept for."""
+        found = kwargs.get("full_text_row_masked_out_mask")
+        self.rows = None if found is None else found[:, 0]
 
     def after(self, _module: Any, _args: Any, output: Any) -> Any:
         """Forward hook."""
@@ -127,7 +156,10 @@ def hooked(
     found: dict[Site, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
-        handles.extend(_register(probe) for probe in probes)
+        if grad:
+            handles.append(decoder.layers[0].register_forward_pre_hook(_leaf, with_kwargs=True))
+        for probe in probes:
+            handles.extend(_register(probe))
         yield found
         for probe in probes:
             if probe.fired != 1:
@@ -146,7 +178,17 @@ def _probe(
     return _Probe(site, decoder.tap(site), own, patches, keep, grad, decoder.heads(site.kind))
 
 
-def _register(probe: _Probe) -> torch.utils.hooks.RemovableHandle:
+def _register(probe: _Probe) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    if probe.tap.masked is not None:
+        yield probe.tap.masked.register_forward_pre_hook(probe.layer, with_kwargs=True)
     if probe.tap.before:
-        return probe.tap.module.register_forward_pre_hook(probe.before, with_kwargs=True)
-    return probe.tap.module.register_forward_hook(probe.after)
+        yield probe.tap.module.register_forward_pre_hook(probe.before, with_kwargs=True)
+    else:
+        yield probe.tap.module.register_forward_hook(probe.after)
+
+
+def _leaf(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first layer's input starts the graph: all weights are frozen, so nothing before it needs a gradient."""
+    if args:
+        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}

@@ -20,7 +20,7 @@ def unembed(
     net: Any, decoder: Decoder, resid: Float[Tensor, "*rows d_model"], tokens: Sequence[int] | None = None
 ) -> Float[Tensor, "*rows token"]:
     """See `Model.unembed`."""
-    head: Any = net.lm_head
+    head: Any = net.get_output_embeddings()
     if not isinstance(head, nn.Linear) or resid.shape[-1] != decoder.d_model:
         raise ModelError(
             f"cannot unembed {tuple(resid.shape)} with {type(head).__name__}",
@@ -34,4 +34,7 @@ def unembed(
         index = torch.tensor(list(tokens), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
     logits = nn.functional.linear(normed, weight, bias)
+    cap = getattr(decoder.config, "final_logit_softcapping", None)
+    if cap is not None:  # Gemma-2
+        logits = torch.tanh(logits / cap) * cap
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

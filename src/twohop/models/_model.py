@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -14,13 +15,13 @@ from twohop.errors import ModelError
 from twohop.models import _generate, _lens
 from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
+from twohop.models._batch import assemble, compute_device
 from twohop.models._card import ModelCard
+from twohop.models._eyes import Eyes, open_eyes
 from twohop.models._hooks import hooked
-from twohop.models._prompts import Batch, Prompt, Tokens, pad
+from twohop.models._layout import Layout
+from twohop.models._prompts import Batch, Picture, Prompt, Tokens, pad
 from twohop.models._sites import Decoder, Patch, Site
-
-PICTURE_BATCH = 16
-"""Pictures that go through the tower at once; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,19 @@ class Run:
 class Model:
     """An open model; its weights are frozen and never need a gradient."""
 
-    def __init__(self, net: nn.Module, card: ModelCard, tokens: Tokens, image_processor: Any = None) -> None:
-        self.card, self.tokens, self.image_processor = card, tokens, image_processor
+    def __init__(
+        self, net: nn.Module, card: ModelCard, tokens: Tokens, processor: Any = None, layout: Layout | None = None
+    ) -> None:
+        self.card, self.tokens = card, tokens
         self.net: Any = net.eval().requires_grad_(False)
-        self.decoder = Decoder(net, card.family)
-        self.device: torch.device = next(net.parameters()).device
-        self.dtype: torch.dtype = next(net.parameters()).dtype
+        self.decoder = Decoder(net, layout)
+        self.device, self.dtype = compute_device(net), next(net.parameters()).dtype
         raw = tokens.raw
         self.stop_ids = _stop_ids(self.net, raw)
         self.pad_id = int(raw.pad_token_id if raw.pad_token_id is not None else min(self.stop_ids, default=0))
+        self.eyes: Eyes | None = None
+        if processor is not None and tokens.image_token_id is not None:
+            self.eyes = open_eyes(net, processor, tokens.frame, tokens.image_token_id)
 
     @property
     def name(self) -> str:
@@ -61,6 +66,15 @@ class Model:
         return self.decoder.n_layers
 
     @property
+    def text_layers(self) -> tuple[int, ...]:
+        """Layers that a text-only run passes, in order: a cross-attention model's own layers are left out (X7)."""
+        return self.decoder.text_layers
+
+    def layers_of(self, run: str) -> tuple[int, ...]:
+        """Layers that a run passes: `text` (and a backbone's), or one with a picture."""
+        return self.text_layers if run == "text" else tuple(range(self.n_layers))
+
+    @property
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self.decoder.d_model
@@ -74,26 +88,29 @@ class Model:
         """Ids without special tokens."""
         return self.tokens.tokenize(text)
 
-    @torch.no_grad()
-    def encode_pictures(self, pictures: Sequence[Image]) -> Float[Tensor, "picture image_token d_model"]:
-        """Tower and projector, once per picture.
+    def encode_pictures(self, pictures: Sequence[Image]) -> list[Picture]:
+        """Processor, tower and projector, once per picture.
 
         Raises:
             ModelError: the model has no eyes, or gives another number of tokens than its card says.
         """
-        if self.image_processor is None:
+        if self.eyes is None:
             raise ModelError("this model takes no pictures", self.name, "use a vision-language model")
-        parts: list[Tensor] = []
-        for i in range(0, len(pictures), PICTURE_BATCH):
-            chunk = [p.convert("RGB") for p in pictures[i : i + PICTURE_BATCH]]
-            pixels = self.image_processor(images=chunk, return_tensors="pt")["pixel_values"]
-            out = self.net.get_image_features(pixel_values=pixels.to(self.device, self.dtype), return_dict=True)
-            parts.extend(out.pooler_output)
-        shape = (len(pictures), self.n_image_tokens, self.d_model)
-        features = torch.stack(list(parts)) if parts else torch.empty(shape, dtype=self.dtype, device=self.device)
-        if tuple(features.shape) != shape:
-            raise ModelError(f"picture features are {tuple(features.shape)}, not {shape}", self.name)
-        return features
+        found = self.eyes.encode(pictures)
+        for picture in found:
+            self._check(picture)
+        return found
+
+    def _check(self, picture: Picture) -> None:
+        wanted = (self.n_image_tokens, self.d_model)
+        if picture.features is not None and tuple(picture.features.shape) != wanted:
+            raise ModelError(
+                f"picture features are {tuple(picture.features.shape)}, not {wanted}",
+                self.name,
+                "pictures must have the size that the card was made for: make it again (prepare_model)",
+            )
+        if (picture.states is not None) != bool(self.decoder.cross_layers):
+            raise ModelError("a picture of another model", self.name, "use what encode_pictures gives")
 
     def batch(self, prompts: Sequence[Prompt], side: Literal["left", "right"] = "left") -> Batch:
         """Pad prompts into a batch with its token groups.
@@ -106,15 +123,11 @@ class Model:
         encoded = [self.tokens.encode(p) for p in prompts]
         seen = [p.picture for p in prompts if p.picture is not None]
         for picture in seen:
-            if tuple(picture.shape) != (self.n_image_tokens, self.d_model):
-                raise ModelError(f"picture features {tuple(picture.shape)}", self.name, "use a row of encode_pictures")
+            self._check(picture)
         is_picture = [p.picture is not None for p in prompts]
         ids, mask, positions, spans, groups = pad(encoded, is_picture, self.pad_id, self.device, side)
-        extra: dict[str, Tensor] = {}
-        if self.card.family == "gemma3" and seen:
-            extra["token_type_ids"] = groups["image"].long()  # else image tokens would see each other causally (X9)
-        pictures = torch.cat([p.to(self.device, self.dtype) for p in seen]) if seen else None
-        return Batch(ids, mask, positions, groups, spans, pictures, extra)
+        plain = Batch(ids, mask, positions, groups, spans)
+        return assemble(self.net, self.eyes, plain, seen, self.dtype)
 
     def batches(self, prompts: Sequence[Prompt], size: int) -> Iterator[tuple[list[int], Batch]]:
         """Batches of at most `size` prompts of similar length, with the prompts' indices."""
@@ -126,19 +139,29 @@ class Model:
 
     def embed(self, batch: Batch) -> Float[Tensor, "batch seq d_model"]:
         """Token embeddings with the pictures' features in place."""
+        if batch.pictures is None:
+            return self.net.get_input_embeddings()(batch.input_ids)
         # Gemma-3's image id is no row of the table
         ids = batch.input_ids.masked_fill(batch.groups["image"], self.pad_id)
-        embeds = self.net.get_input_embeddings()(ids)
-        if batch.pictures is not None:
-            embeds = embeds.clone()
-            embeds[batch.groups["image"]] = batch.pictures.to(embeds)
+        embeds = self.net.get_input_embeddings()(ids).clone()
+        embeds[batch.groups["image"]] = batch.pictures.to(embeds)
         return embeds
 
-    def forward(self, batch: Batch, embeds: Tensor, cache: Any = None) -> Float[Tensor, "batch vocab"]:
+    def _given(self, batch: Batch) -> dict[str, Any]:
+        """Tokens and pictures as the model's forward takes them."""
+        if not batch.deep:
+            return {"inputs_embeds": self.embed(batch)}
+        # what enters after the first layers has no other way in
+        pictures = SimpleNamespace(
+            pooler_output=(batch.pictures,), deepstack_features=[(level,) for level in batch.deep]
+        )
+        return {"input_ids": batch.input_ids, "mm_encoder_outputs": {"image": pictures}}
+
+    def forward(self, batch: Batch, cache: Any = None) -> Float[Tensor, "batch vocab"]:
         """Logits at `last` of every row (plumbing of `run` and `generate`)."""
         at_end = bool(batch.groups["last"][:, -1].all())
         out = self.net(
-            inputs_embeds=embeds,
+            **self._given(batch),
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             past_key_values=cache,
@@ -170,16 +193,17 @@ class Model:
             ModelError: a site or a knockout does not fit the model (promise X1).
         """
         with torch.enable_grad() if grad else torch.no_grad():
-            embeds = self.embed(batch)
-            if grad:
-                embeds = embeds.detach().requires_grad_()
-            shape = (int(embeds.shape[0]), int(embeds.shape[1]), self.d_model)
+            shape = self.shape(batch)
             with (
                 hooked(self.decoder, shape, capture, patches, grad) as found,
                 knocked_out(self.decoder, knockouts, shape[:2]),
             ):
-                logits = self.forward(batch, embeds)
+                logits = self.forward(batch)
         return Run(logits, found)
+
+    def shape(self, batch: Batch) -> tuple[int, int, int]:
+        """(batch, seq, d_model) of the residual stream."""
+        return (int(batch.input_ids.shape[0]), int(batch.input_ids.shape[1]), self.d_model)
 
     def unembed(
         self, resid: Float[Tensor, "*rows d_model"], tokens: Sequence[int] | None = None

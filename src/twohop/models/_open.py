@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from twohop.errors import ModelError
 from twohop.models._card import ModelCard, read_card
+from twohop.models._frame import find_frame
 from twohop.models._model import Model
-from twohop.models._prepare import cache_root, check_files, ensure_folder, load_image_processor
+from twohop.models._prepare import cache_root, check_files, ensure_folder
+from twohop.models._processor import load_processor, load_tokenizer, read_config, sees
 from twohop.models._prompts import Tokens
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -50,13 +52,15 @@ def open_model(card: Path) -> Model:
     record = read_card(card)
     folder = checked_folder(record)
     cuda = torch.cuda.is_available()
-    loader: Any = AutoModelForCausalLM if record.role == "backbone" else AutoModelForImageTextToText
+    config = read_config(folder)
+    loader: Any = AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
     logging.disable_progress_bar()
     net: Any = loader.from_pretrained(
         folder, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True, **_SAFE
     )
     net = net.to("cuda" if cuda else "cpu")
-    model = Model(net, record, _tokens(record, folder), _eyes(record, folder))
+    tokens, processor = _tokens(record, folder)
+    model = Model(net, record, tokens, processor)
     if (model.n_layers, model.d_model) != (record.n_layers, record.d_model):
         raise ModelError("the model's size is not the card's", str(card), "make the card again: prepare_model")
     attention = str(net.config._attn_implementation)
@@ -69,7 +73,7 @@ def open_model(card: Path) -> Model:
 def open_tokenizer(card: Path) -> Tokens:
     """The tokenizer alone, with the study's conventions; loads no weights."""
     record = read_card(card)
-    return _tokens(record, checked_folder(record))
+    return _tokens(record, checked_folder(record))[0]
 
 
 def checked_folder(card: ModelCard) -> Path:
@@ -88,10 +92,9 @@ def checked_folder(card: ModelCard) -> Path:
     return path
 
 
-def _tokens(card: ModelCard, folder: Path) -> Tokens:
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **_SAFE)
-    return Tokens(tokenizer, card.n_image_tokens, card.image_token_id)
-
-
-def _eyes(card: ModelCard, folder: Path) -> Any:
-    return None if card.role == "backbone" else load_image_processor(folder)
+def _tokens(card: ModelCard, folder: Path) -> tuple[Tokens, Any]:
+    """The tokenizer with the frame of the card's prompts, and the processor of a model that is shown pictures."""
+    processor = load_processor(folder) if sees(read_config(folder)) else None
+    tokenizer = load_tokenizer(folder) if processor is None else processor.tokenizer
+    frame = find_frame(tokenizer, processor, card.entry.prompt == "chat")
+    return Tokens(tokenizer, card.n_image_tokens, card.image_token_id, frame), processor

@@ -10,18 +10,29 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from filelock import FileLock
+from PIL import Image
 from safetensors import safe_open
-from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import logging
 
-from twohop.config import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, PrepareModel, RandomModel
+from twohop.config import (
+    AssembledVlm,
+    HubRepository,
+    LocalFolder,
+    ModelEntry,
+    PackageBackbone,
+    PrepareModel,
+    RandomModel,
+)
 from twohop.errors import ModelError
 from twohop.models import _embedded
 from twohop.models._card import FileRecord, ModelCard
+from twohop.models._frame import call, find_frame
+from twohop.models._processor import image_token, load_processor, read_config, sees
 from twohop.models._random import build_random
 
 CACHE_VARIABLE = "TWOHOP_CACHE"
@@ -40,8 +51,14 @@ def cache_root() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or ".cache/twohop") / "models"
 
 
-def materialise(name: str, entry: ModelEntry, prepare: PrepareModel) -> ModelCard:
+def materialise(name: str, entry: ModelEntry, prepare: PrepareModel, picture_px: int = 224) -> ModelCard:
     """Make the entry's folder unless it is there, check it, and write down what it is.
+
+    Args:
+        name: catalogue name.
+        entry: where the weights come from.
+        prepare: parameters of the recipes.
+        picture_px: side of the study's pictures, which says how many image tokens each of them takes.
 
     Raises:
         ModelError: a source is missing, is not what its record says, or holds no safetensors.
@@ -49,7 +66,7 @@ def materialise(name: str, entry: ModelEntry, prepare: PrepareModel) -> ModelCar
     sources = _sources(entry)
     folder = _folder_name(name, entry, prepare, sources)
     path = ensure_folder(folder, entry, prepare)
-    return _card(name, entry, prepare, folder, sources, path)
+    return _card(name, entry, prepare, folder, sources, path, picture_px)
 
 
 def ensure_folder(folder: str, entry: ModelEntry, prepare: PrepareModel) -> Path:
@@ -133,6 +150,8 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
     source = entry.source
     if isinstance(source, RandomModel):
         build_random(tmp, source, entry.role != "backbone", prepare.image_size)
+    elif isinstance(source, HubRepository):
+        raise ModelError("a model of the hub that is not here", source.id, "run prepare_model again")
     elif isinstance(source, LocalFolder):
         _copy_local(Path(source.path), tmp)
     else:
@@ -255,15 +274,21 @@ def _versions() -> dict[str, str]:
 
 
 def _card(
-    name: str, entry: ModelEntry, prepare: PrepareModel, folder: str, sources: dict[str, str], path: Path
+    name: str,
+    entry: ModelEntry,
+    prepare: PrepareModel,
+    folder: str,
+    sources: dict[str, str],
+    path: Path,
+    picture_px: int,
 ) -> ModelCard:
     """What the folder's config and weight headers say."""
-    config: Any = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config = read_config(path)
     family = _family(config, entry, path)
-    text, vision = config.get_text_config(), cast("Any", getattr(config, "vision_config", None))
+    text: Any = config.get_text_config()
     is_vlm = entry.role != "backbone"
-    if is_vlm and vision is None:
-        raise ModelError("a vision-language model without a vision tower", str(path), "check the entry's role")
+    seen = _seen(config, path, picture_px) if is_vlm else Seen(0, None, None, None)
+    crossed = {int(i) for i in getattr(text, "cross_attention_layers", None) or ()}
     return ModelCard(
         name=name,
         role=entry.role,
@@ -280,10 +305,11 @@ def _card(
         n_heads=int(text.num_attention_heads),
         vocab=int(text.vocab_size),
         parameters=_parameters(path),
-        n_image_tokens=_image_tokens(config, vision) if is_vlm else 0,
-        image_size=int(vision.image_size) if is_vlm else None,
-        image_token_id=int(config.image_token_id) if is_vlm else None,
-        image_processor=_image_processor_name(path) if is_vlm else None,
+        text_layers=[i for i in range(int(text.num_hidden_layers)) if i not in crossed],
+        n_image_tokens=seen.n_tokens,
+        image_size=seen.image_size,
+        image_token_id=seen.token_id,
+        image_processor=seen.processor,
         files=read_records(path),
         versions=_versions(),
     )
@@ -300,13 +326,34 @@ def _family(config: Any, entry: ModelEntry, path: Path) -> str:
     return model_type
 
 
-def _image_tokens(config: Any, vision: Any) -> int:
-    """Tokens that a picture takes in the prompt."""
-    per_image = getattr(config, "mm_tokens_per_image", None)
-    if per_image is not None:
-        return int(per_image)
-    drops_class = getattr(config, "vision_feature_select_strategy", "default") == "default"
-    return (int(vision.image_size) // int(vision.patch_size)) ** 2 + (0 if drops_class else 1)
+@dataclass(frozen=True)
+class Seen:
+    """What a card says about pictures."""
+
+    n_tokens: int
+    image_size: int | None
+    token_id: int | None
+    processor: str | None
+
+
+def _seen(config: Any, path: Path, picture_px: int) -> Seen:
+    """How a picture of the study's size enters a prompt; counted in what the real processor makes of one.
+
+    Raises:
+        ModelError: no vision tower, no image token, or the processor fails.
+    """
+    if not sees(config):
+        raise ModelError("a vision-language model without a vision tower", str(path), "check the entry's role")
+    processor = load_processor(path)
+    token = image_token(config, processor, path)
+    placeholder = find_frame(processor.tokenizer, processor).placeholder
+    blank = Image.new("RGB", (picture_px, picture_px), (128, 128, 128))
+    count = int((call(processor, placeholder, blank)["input_ids"] == token).sum())
+    if not count:
+        raise ModelError("a picture takes no image token", str(path), "the processor's files do not fit the model")
+    size = getattr(config.vision_config, "image_size", None)
+    side = int(size) if isinstance(size, int) else None
+    return Seen(count, side, token, type(processor.image_processor).__name__)
 
 
 def _parameters(path: Path) -> int:
@@ -320,12 +367,3 @@ def _parameters(path: Path) -> int:
                     size *= int(n)
                 total += size
     return total
-
-
-def load_image_processor(folder: Path) -> Any:
-    """The folder's image processor with the PIL backend: torchvision's resizing gives other numbers."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
-
-
-def _image_processor_name(path: Path) -> str:
-    return type(load_image_processor(path)).__name__

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from twohop.errors import ModelError
+from twohop.models._frame import Frame
 
 GROUP_MEANINGS: Mapping[str, str] = {
     "entity": "tokens of the entity's name, the first with the space before it (text runs)",
@@ -22,13 +23,29 @@ GROUPS: tuple[str, ...] = tuple(GROUP_MEANINGS)
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture as a language model gets it, made once by `Model.encode_pictures`."""
+
+    features: Float[Tensor, "image_token d_model"] | None
+    """What stands at the image tokens; None where cross-attention layers read `states` instead."""
+    text: str | None = None
+    """What the processor writes for it in a prompt; None: as many image tokens as there are features."""
+    deep: tuple[Float[Tensor, "image_token d_model"], ...] = ()
+    """What is added at the image tokens after the first layers (Qwen3-VL's DeepStack), layer by layer."""
+    states: Float[Tensor, "vision_token d_model"] | None = None
+    """What cross-attention layers read."""
+    inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Further inputs that the processor makes of it."""
+
+
+@dataclass(frozen=True)
 class Prompt:
     """before + (name | picture) + after; with neither, plain text in `before`."""
 
     before: str
     entity: str | None = None
     after: str = ""
-    picture: Float[Tensor, "image_token d_model"] | None = None
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,9 @@ class Encoded:
     ids: list[int]
     start: int
     end: int
-    """[start, end) of the name's or the picture's tokens; (0, 0) for plain text."""
+    """[start, end) of the name's tokens, or from the picture's first image token to its last; (0, 0) for plain text."""
+    image: tuple[bool, ...] = ()
+    """Which of [start, end) are image tokens: families write row ends and the like between them."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +66,18 @@ class Batch:
 
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Int[Tensor, "batch seq"]
-    position_ids: Int[Tensor, "batch seq"]
+    position_ids: Int[Tensor, "*axes batch seq"]
+    """Three axes (time, height, width) for a family that rotates each by itself (Qwen-VL)."""
     groups: dict[str, Bool[Tensor, "batch seq"]]
     spans: list[tuple[int, int]]
     pictures: Float[Tensor, "n d_model"] | None = None
     """Features of all picture tokens in row-major order."""
     extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Further inputs that the family's processor would make."""
+    deep: tuple[Float[Tensor, "n d_model"], ...] = ()
+    """As `Picture.deep`, for all picture tokens in row-major order."""
+    next_position: Int[Tensor, " batch"] | None = None
+    """Position of the first token written after each row; None: the row's length."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,13 +89,31 @@ class Tokens:
     The space before the entity belongs to the name's first token; a picture takes the place of both.
     """
 
-    def __init__(self, tokenizer: Any, n_image_tokens: int = 0, image_token_id: int | None = None) -> None:
-        self.raw = tokenizer
+    def __init__(
+        self, tokenizer: Any, n_image_tokens: int = 0, image_token_id: int | None = None, frame: Frame | None = None
+    ) -> None:
+        self.raw, self.frame = tokenizer, frame or Frame()
         self.n_image_tokens, self.image_token_id = n_image_tokens, image_token_id
 
     def tokenize(self, text: str) -> list[int]:
         """Ids without special tokens."""
         return list(self.raw(text, add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of an answer or a name right after a prompt, with the space that separates them where there is one.
+
+        Tokenized behind a text: some tokenizers (Llama-2's) write a space of their own before everything.
+        """
+        anchor, answer = self.frame.tail or "is", f"{self.frame.lead}{text}"
+        alone, together = self.tokenize(anchor), self.tokenize(anchor + answer)
+        return together[len(alone) :] if together[: len(alone)] == alone else self.tokenize(answer)
+
+    def first_answer_token(self, before: str, name: str, after: str, answer: str) -> int | None:
+        """Id of the first token that an answer adds to a named prompt, tokenized together; None: it adds none."""
+        prompt = f"{self.frame.head}{before}{name}{after}{self.frame.tail}"
+        alone, together = self.tokenize(prompt), self.tokenize(f"{prompt}{self.frame.lead}{answer}")
+        same = next((i for i, (a, b) in enumerate(zip(alone, together, strict=False)) if a != b), len(alone))
+        return together[same] if same < len(together) else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -92,15 +134,19 @@ class Tokens:
             return self._encode_text(prompt)
         if prompt.entity is not None:
             raise ModelError("a prompt has a name and a picture", repr(prompt.entity), "give one of the two")
-        return self._encode_picture(prompt)
+        return self._encode_picture(prompt, prompt.picture)
+
+    def _ids(self, text: str, **more: Any) -> Any:
+        return self.raw(text, add_special_tokens=self.frame.special, **more)
 
     def _encode_text(self, prompt: Prompt) -> Encoded:
-        name = prompt.entity or ""
-        made = self.raw(prompt.before + name + prompt.after, return_offsets_mapping=True)
+        name, head = prompt.entity or "", self.frame.head
+        made = self._ids(f"{head}{prompt.before}{name}{prompt.after}{self.frame.tail}", return_offsets_mapping=True)
         ids = list(made["input_ids"])
         if prompt.entity is None:
             return _nonempty(Encoded(ids, 0, 0))
-        low, high = len(prompt.before.removesuffix(" ")), len(prompt.before) + len(name)
+        low = len(head) + len(prompt.before.removesuffix(" "))
+        high = len(head) + len(prompt.before) + len(name)
         offsets: list[tuple[int, int]] = list(made["offset_mapping"])
         inside = [i for i, (a, b) in enumerate(offsets) if a < high and b > low]
         if not name.strip() or not inside:
@@ -111,14 +157,24 @@ class Tokens:
             start -= 1
         return Encoded(ids, start, inside[-1] + 1)
 
-    def _encode_picture(self, prompt: Prompt) -> Encoded:
+    def _encode_picture(self, prompt: Prompt, picture: Picture) -> Encoded:
         if self.image_token_id is None:
             raise ModelError("this model takes no pictures", repr(prompt.before), "use a vision-language model")
-        image = str(self.raw.convert_ids_to_tokens(self.image_token_id))
-        text = prompt.before.removesuffix(" ") + image * self.n_image_tokens + prompt.after
-        ids = list(self.raw(text)["input_ids"])
-        start = ids.index(self.image_token_id)
-        return Encoded(ids, start, start + self.n_image_tokens)
+        shown = picture.text
+        if shown is None:
+            shown = str(self.raw.convert_ids_to_tokens(self.image_token_id)) * self.n_image_tokens
+        frame = self.frame
+        text = f"{frame.picture_head}{prompt.before.removesuffix(' ')}{shown}{prompt.after}{frame.picture_tail}"
+        ids = list(self._ids(text)["input_ids"])
+        found = [i for i, token in enumerate(ids) if token == self.image_token_id]
+        if len(found) != self.n_image_tokens:
+            raise ModelError(
+                f"{len(found)} image tokens in a prompt, {self.n_image_tokens} on the model's card",
+                repr(prompt.before),
+                "pictures must have the size that the card was made for: make it again (prepare_model)",
+            )
+        start, end = found[0], found[-1] + 1
+        return Encoded(ids, start, end, tuple(token == self.image_token_id for token in ids[start:end]))
 
 
 def _nonempty(encoded: Encoded) -> Encoded:
@@ -147,17 +203,20 @@ def pad(
         ids[row, shift:stop] = torch.tensor(e.ids)
         mask[row, shift:stop] = 1
         spans.append((e.start + shift, e.end + shift) if e.end else (0, 0))
-        _mark(groups, row, spans[-1], stop, is_picture)
+        _mark(groups, row, spans[-1], stop, e.image if is_picture else None)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     moved = {name: group.to(device) for name, group in groups.items()}
     return ids.to(device), mask.to(device), positions.to(device), spans, moved
 
 
-def _mark(groups: dict[str, Tensor], row: int, span: tuple[int, int], stop: int, is_picture: bool) -> None:
+def _mark(
+    groups: dict[str, Tensor], row: int, span: tuple[int, int], stop: int, image: tuple[bool, ...] | None
+) -> None:
+    """`image`: which tokens of the span are a picture's; None: they are a name's."""
     groups["last"][row, stop - 1] = True
     start, end = span
     if end:
-        kind = "image" if is_picture else "entity"
-        groups[kind][row, start:end] = True
+        kind = "entity" if image is None else "image"
+        groups[kind][row, start:end] = True if image is None else torch.tensor(image)
         groups[f"{kind}_last"][row, end - 1] = True
         groups["question"][row, end : stop - 1] = True

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from twohop.errors import ModelError
+from twohop.models._layout import OUTPUT_PROJECTIONS, Layout, discover
 
 SiteKind = Literal["resid_post", "mlp_write", "attn_write", "head", "query", "key", "value"]
 KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
@@ -58,46 +58,24 @@ class Tap:
     """Index in a tuple output."""
     gate: nn.Parameter | None = None
     """Cross-attention layers add tanh(gate) * output to the residual."""
-
-    def scale(self) -> Tensor | None:
-        """Factor from the module's output to the write; None for 1."""
-        return None if self.gate is None else torch.tanh(self.gate.detach())
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of a family's decoder modules (transformers 5.23), each with its reason in `docs/design/models.md`."""
-
-    mlp: str = "mlp"
-    attention: str = "self_attn"
-    attention_item: int | None = 0
-    plain_softmax: bool = False
-    """Attention is softmax(q k / sqrt(d_head)) over the past with one RoPE: no norm, window or cap on the way."""
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "llama": Layout(plain_softmax=True),
-    "llava": Layout(plain_softmax=True),
-    "qwen2_5_vl": Layout(),
-    # the residual gets the post-norms' output, not the blocks' own
-    "gemma3": Layout("post_feedforward_layernorm", "post_attention_layernorm", None),
-    "mllama": Layout(),
-}
+    masked: nn.Module | None = None
+    """Layer whose argument `full_text_row_masked_out_mask` sets this write to 0 where nothing of a picture is seen."""
 
 
 class Decoder:
     """The decoder stack of a model and the tap of each of its sites.
 
+    Args:
+        net: the model; a pass over a few tokens finds its layout.
+        layout: a layout that is known already.
+
     Raises:
-        ModelError: the family is unknown, or the stack does not have the layers that its config declares.
+        ModelError: the stack does not have the layers that its config declares, or its layout is not found.
     """
 
-    def __init__(self, net: nn.Module, family: str) -> None:
-        if family not in LAYOUTS:
-            raise ModelError(f"unknown family {family!r}", "models", f"use one of {', '.join(LAYOUTS)}")
+    def __init__(self, net: nn.Module, layout: Layout | None = None) -> None:
         net_: Any = net
-        self.layout = LAYOUTS[family]
-        self.stack: Any = net_.get_decoder()
+        self.stack: Any = _stack(net_)
         self.layers: nn.ModuleList = self.stack.layers
         self.config: Any = net_.config.get_text_config()
         config = self.config
@@ -109,8 +87,14 @@ class Decoder:
             raise ModelError(
                 f"{len(self.layers)} decoder layers, the config says {self.n_layers}",
                 type(net).__name__,
-                "this family needs an entry of its own in LAYOUTS",
+                "the folder's config.json is not this model's: download it again",
             )
+        self.layout = layout or discover(net_, self.layers, self.cross_layers, self.d_model)
+
+    @property
+    def text_layers(self) -> tuple[int, ...]:
+        """Layers that a text-only run passes: all but those that read a picture by cross-attention."""
+        return tuple(i for i in range(self.n_layers) if i not in self.cross_layers)
 
     def check(self, site: Site) -> Site:
         """The same site when the model has it.
@@ -122,7 +106,13 @@ class Decoder:
             raise ModelError(
                 f"no site {site.kind}: this family does more than a softmax between queries and keys",
                 f"layer {site.layer}",
-                "score_attribution.method: atp_star is for the families llama and llava; use plain or integrated",
+                "score_attribution.method: atp_star is for decoders of Llama's kind; use plain or integrated",
+            )
+        if site.kind == "head" and self.layout.output is None:
+            raise ModelError(
+                "no site head: the module that mixes the heads was not found",
+                type(self.stack).__name__,
+                f"its attention has none of {', '.join(OUTPUT_PROJECTIONS)}",
             )
         lowest = EMBEDDINGS if site.kind == "resid_post" else 0
         if site.kind not in KINDS or not lowest <= site.layer < self.n_layers:
@@ -140,24 +130,24 @@ class Decoder:
             return Tap(self.layers[0], before=True) if site.layer == EMBEDDINGS else Tap(self.layers[site.layer])
         layer: Any = self.layers[site.layer]
         if site.kind == "head":
-            return Tap(self._attention(site.layer).o_proj, before=True)
+            return Tap(self._output(site.layer), before=True)
         if site.kind in PROJECTIONS:
             return Tap(getattr(layer.self_attn, PROJECTIONS[site.kind]))
         if site.layer in self.cross_layers:
             if site.kind == "mlp_write":
-                return Tap(layer.mlp, gate=layer.cross_attn_mlp_gate)
+                return Tap(layer.mlp, gate=layer.cross_attn_mlp_gate, masked=layer)
             return Tap(layer.cross_attn, item=0, gate=layer.cross_attn_attn_gate)
-        if site.kind == "mlp_write":
-            return Tap(getattr(layer, self.layout.mlp))
-        return Tap(getattr(layer, self.layout.attention), item=self.layout.attention_item)
+        child = self.layout.mlp if site.kind == "mlp_write" else self.layout.attention
+        return Tap(getattr(layer, child), item=0 if (site.layer, child) in self.layout.tuples else None)
 
     def width(self, site: Site) -> int:
         """Size of the site's last axis: d_model, or what its heads take side by side."""
         self.check(site)
         if site.kind == "head":
-            return int(self._attention(site.layer).o_proj.in_features)
+            return int(self._output(site.layer).in_features)
         if site.kind in PROJECTIONS:
-            return int(getattr(self._attention(site.layer), PROJECTIONS[site.kind]).out_features)
+            layer: Any = self.layers[site.layer]
+            return int(getattr(layer.self_attn, PROJECTIONS[site.kind]).out_features)
         return self.d_model
 
     def heads(self, kind: SiteKind) -> int | None:
@@ -166,6 +156,19 @@ class Decoder:
             return self.n_heads
         return self.n_kv_heads if kind in ("key", "value") else None
 
-    def _attention(self, layer: int) -> Any:
+    def _output(self, layer: int) -> Any:
+        """The linear map that mixes the heads of a layer."""
         block: Any = self.layers[layer]
-        return block.cross_attn if layer in self.cross_layers else block.self_attn
+        if layer in self.cross_layers:
+            return block.cross_attn.o_proj
+        return getattr(getattr(block, self.layout.block), str(self.layout.output))
+
+
+def _stack(net: Any) -> Any:
+    """The module that holds the decoder layers, the final norm and the positions."""
+    found: Any = net.get_decoder()
+    while not hasattr(found, "layers") and hasattr(found, "model"):
+        found = found.model
+    if not hasattr(found, "layers"):
+        raise ModelError("no decoder layers", type(net).__name__, "this class of models is not supported")
+    return found

@@ -17,6 +17,7 @@ from twohop.config import AssembledVlm, ModelEntry, PrepareModel, TrainProjector
 from twohop.errors import ModelError
 from twohop.models import _embedded, _projector
 from twohop.models._card import ModelCard
+from twohop.models._frame import find_frame
 from twohop.models._model import Model
 from twohop.models._prepare import language_folder, tower_folder
 from twohop.models._prompts import Tokens
@@ -77,8 +78,9 @@ def assembled_model(name: str, entry: ModelEntry, prepare: PrepareModel, project
     net, processor = _embedded.assembled(language_folder(), tower_folder(source.tower, prepare), projector)
     n_image_tokens = (prepare.image_size // _embedded.PATCH_PX) ** 2
     card = ModelCard.model_construct(name=name, role=entry.role, family=entry.family, n_image_tokens=n_image_tokens)
-    tokens = Tokens(processor.tokenizer, n_image_tokens, processor.image_token_id)
-    return Model(net, card, tokens, processor.image_processor)
+    frame = find_frame(processor.tokenizer, processor)
+    tokens = Tokens(processor.tokenizer, n_image_tokens, processor.image_token_id, frame)
+    return Model(net, card, tokens, processor)
 
 
 @torch.no_grad()

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import polars as pl
-from jaxtyping import Float
 from PIL.Image import Image
-from torch import Tensor
 
 from twohop.errors import DataError
-from twohop.models import Batch, Model, Prompt
+from twohop.models import Batch, Model, Picture, Prompt
 from twohop.store import read_json, write_json
 
 LOG = logging.getLogger(__name__)
@@ -64,16 +62,16 @@ class KeptPictures:
 
     def __init__(self, model: Model, picture: Callable[[str], Image], manifest: pl.DataFrame) -> None:
         self._model, self._picture, self._manifest = model, picture, manifest
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: OrderedDict[str, Picture] = OrderedDict()
 
-    def take(self, picture_ids: Sequence[str]) -> list[Float[Tensor, "image_token d_model"]]:
+    def take(self, picture_ids: Sequence[str]) -> list[Picture]:
         """Features of each picture.
 
         Raises:
             DataError: a picture is not in the manifest, or could not be made.
         """
         new = encode_by_id(self._model, self._picture, self._manifest, set(picture_ids) - set(self._kept))
-        self._kept |= {i: rows.clone() for i, rows in new.items()}  # a view would keep the whole batch alive
+        self._kept |= new
         found = [self._kept[i] for i in picture_ids]
         for i in picture_ids:
             self._kept.move_to_end(i)
@@ -84,7 +82,7 @@ class KeptPictures:
 
 def encode_by_id(
     model: Model, picture: Callable[[str], Image], manifest: pl.DataFrame, picture_ids: Iterable[str]
-) -> dict[str, Float[Tensor, "image_token d_model"]]:
+) -> dict[str, Picture]:
     """Each picture through the tower and the projector, once.
 
     Raises:

@@ -83,8 +83,10 @@ def _question_rows(run: str, ids: Sequence[tuple[str, str]], magnitudes: Scores)
     rows: list[dict[str, object]] = []
     parts: dict[tuple[SiteKind, str], None] = {(s.kind, g): None for s, g in magnitudes if s.kind in WRITES}
     for kind, group in parts:
-        layers = sorted(site.layer for site, g in magnitudes if site.kind == kind and g == group)
-        table = torch.stack([magnitudes[Site(kind, n), group] for n in layers], 1).cpu().double()
+        of_layer = {site.layer: x for (site, g), x in magnitudes.items() if site.kind == kind and g == group}
+        # a layer that a text run of a cross-attention model skips has no part in the answer
+        none = torch.zeros_like(next(iter(of_layer.values())))
+        table = torch.stack([of_layer.get(n, none) for n in range(max(of_layer) + 1)], 1).cpu().double()
         for (question, entity), values in zip(ids, table, strict=True):
             of = {"run": run, "question_id": question, "entity_id": entity}
             rows.append({**of, "kind": kind, "group": group, "scores": floats(values)})

@@ -29,7 +29,7 @@ from twohop.analysis import (
     name_hits,
 )
 from twohop.config import MeasureResolution
-from twohop.models import Batch, Knockout, Model, Patch, Prompt, Site
+from twohop.models import Batch, Knockout, Model, Patch, Picture, Prompt, Site
 from twohop.steps._asking import finished_part, split_prompt
 from twohop.store import atomic_path, read_json, write_json
 
@@ -47,7 +47,7 @@ class Item:
     entity_id: str
     name: str
     spellings: tuple[str, ...]
-    features: Float[Tensor, "image_token d_model"] | None
+    features: Picture | None
     """Of its picture; None: the model reads the name."""
     question: dict[str, Any] | None
     """A question about it that has a corrupted twin."""
@@ -67,12 +67,12 @@ class Reader:
     @cached_property
     def first_of_names(self) -> list[int]:
         """First token of every name, with the space before it."""
-        return [self.model.tokenize(f" {name}")[0] for name in self.names]
+        return [self.model.tokens.answer_ids(name)[0] for name in self.names]
 
     @cached_property
     def first_of_items(self) -> list[int]:
         """First token of every item's name."""
-        return [self.model.tokenize(f" {item.name}")[0] for item in self.items]
+        return [self.model.tokens.answer_ids(item.name)[0] for item in self.items]
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -111,6 +111,13 @@ class Read:
 def read_layers(n_layers: int, stride: int) -> list[int]:
     """0 (the embedding), every `stride`-th layer's output from the first on, and the last layer's."""
     return sorted({0, *range(1, n_layers + 1, stride), n_layers})
+
+
+def layers_met(model: Model, layers: Sequence[int]) -> list[int]:
+    """Those of the layers whose output exists in text runs too, on which the tuned lens is trained: cross-attention
+    layers are left out; what they add is read at the next layer.
+    """
+    return [n for n in layers if n == 0 or n - 1 in model.text_layers]
 
 
 def site(layer: int) -> Site:

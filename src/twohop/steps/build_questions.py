@@ -88,7 +88,7 @@ def add_twins(rows: list[dict[str, Any]], tokens: Tokens, seed: int) -> tuple[li
         tokens: the model's tokenizer.
         seed: of the pairing.
     """
-    first = {r["question_id"]: first_answer_token(tokens, _named(r), r["answer"]) for r in rows}
+    first = {r["question_id"]: _first_token(tokens, r) for r in rows}
     chosen = pair_questions([_twin(r, first[r["question_id"]]) for r in rows], seed)
     out: list[dict[str, Any]] = []
     for row in rows:
@@ -98,21 +98,12 @@ def add_twins(rows: list[dict[str, Any]], tokens: Tokens, seed: int) -> tuple[li
     return out, dict(Counter(twin for twin in chosen.values() if twin is not None))
 
 
-def first_answer_token(tokens: Tokens, prompt: str, answer: str) -> int:
-    """Id of the first token that ` answer` adds to the prompt, tokenized together with it.
-
-    Raises:
-        DataError: the answer adds no token.
-    """
-    alone, together = tokens.tokenize(prompt), tokens.tokenize(f"{prompt} {answer}")
-    same = next((i for i, (a, b) in enumerate(zip(alone, together, strict=False)) if a != b), len(alone))
-    if same >= len(together):
-        raise DataError(f"the answer {answer!r} has no token", prompt, "correct the fact's answer")
-    return together[same]
-
-
-def _named(row: dict[str, Any]) -> str:
-    return f"{row['before']}{row['name']}{row['after']}"
+def _first_token(tokens: Tokens, row: dict[str, Any]) -> int:
+    """Id of the answer's first token after the named prompt."""
+    found = tokens.first_answer_token(row["before"], row["name"], row["after"], row["answer"])
+    if found is None:
+        raise DataError(f"the answer {row['answer']!r} has no token", row["question_id"], "correct the fact's answer")
+    return found
 
 
 def _twin(row: dict[str, Any], first_token: int) -> Twin:

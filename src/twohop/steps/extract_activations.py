@@ -22,13 +22,13 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from twohop.config import STYLE_SOURCES, ExtractActivations
 from twohop.data import augment, open_pictures
 from twohop.errors import ArtifactError
-from twohop.models import GROUP_MEANINGS, KIND_MEANINGS, Batch, Model, Prompt, Run, Site, open_model
+from twohop.models import GROUP_MEANINGS, KIND_MEANINGS, Batch, Model, Picture, Prompt, Run, Site, open_model
 from twohop.steps._asking import encode_by_id, split_prompt
 from twohop.steps._step import Job, Part, Step, Summary
 from twohop.store import ActivationWriter, Dataset, read_table, schemas
@@ -70,13 +70,13 @@ class Eyes:
     job: Job
     model: Model
     manifest: pl.DataFrame
-    kept: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    kept: dict[str, Picture] = field(default_factory=dict[str, Picture])
 
     def keep(self, picture_ids: Iterable[str]) -> None:
         """Encode what many rows show, once."""
         self.kept = encode_by_id(self.model, open_pictures(self.job.input("pictures")), self.manifest, picture_ids)
 
-    def see(self, rows: Sequence[Row]) -> list[Float[Tensor, "image_token d_model"] | None]:
+    def see(self, rows: Sequence[Row]) -> list[Picture | None]:
         """Features of each row; None for a row without a picture."""
         new = [i for i, r in enumerate(rows) if r.picture_id is not None and (r.copy or r.picture_id not in self.kept)]
         pictures = open_pictures(self.job.input("pictures")) if new else None
@@ -193,20 +193,19 @@ def picture_rows(manifest: pl.DataFrame, params: ExtractActivations, held_out: s
 
 
 def _layout(model: Model, run_name: str, rows: Sequence[Row], params: ExtractActivations) -> Dataset:
-    ids, n = tuple(r.row_id for r in rows), model.n_layers
+    ids = tuple(r.row_id for r in rows)
+    layers = model.layers_of("text" if run_name == "text" else "image")
     columns = {name: tuple(r.about[name] for r in rows) for name in (rows[0].about if rows else ())}
     if run_name == "pictures":
-        return Dataset(
-            run_name, ids, ("resid_post",), PICTURE_GROUPS, tuple(range(-1, n)), model.d_model, None, columns
-        )
+        return Dataset(run_name, ids, ("resid_post",), PICTURE_GROUPS, (-1, *layers), model.d_model, None, columns)
     counts: tuple[int, ...] | None = None
     if run_name == "text":
         counts = tuple(model.tokens.name_span_length(r.before, r.name or "", r.after) for r in rows)
     groups = TEXT_GROUPS if run_name == "text" else IMAGE_GROUPS
     # a prompt that ends one token after the entity has no question tokens: the group is left out for the whole run
-    if any(len(model.tokenize(r.after)) < 2 for r in rows):
+    if any(len(model.tokenize(r.after + model.tokens.frame.tail)) < 2 for r in rows):
         groups = tuple(g for g in groups if g != "question")
-    return Dataset(run_name, ids, tuple(params.sites), groups, tuple(range(n)), model.d_model, counts, columns)
+    return Dataset(run_name, ids, tuple(params.sites), groups, layers, model.d_model, counts, columns)
 
 
 def _attributes(

@@ -41,6 +41,7 @@ from twohop.steps._reading import (
     Lens,
     Read,
     Reader,
+    layers_met,
     lens_text,
     look_at_items,
     read_knockout,
@@ -112,8 +113,8 @@ def _one_question_each(questions: pl.DataFrame, entity_ids: list[str]) -> dict[s
 
 def _read(job: Job, reader: Reader) -> tuple[list[Read], dict[int, Translator], list[dict[str, Any]]]:
     params, n_layers = reader.params, reader.model.n_layers
-    layers = read_layers(n_layers, params.layer_stride)
-    patched = read_layers(n_layers, params.patchscope_stride)
+    layers = layers_met(reader.model, read_layers(n_layers, params.layer_stride))
+    patched = layers_met(reader.model, read_layers(n_layers, params.patchscope_stride))
     templates = _templates(read_table(job.input("questions"), schemas.QUESTIONS), params)
     translators, log = tune_lens(reader, lambda: lens_text(reader, layers, templates), layers)
     device = reader.model.device

@@ -21,6 +21,7 @@ import polars as pl
 
 from twohop.analysis import (
     Intervention,
+    Layers,
     Pair,
     Planner,
     SpanScores,
@@ -36,6 +37,7 @@ from twohop.analysis import (
 )
 from twohop.config import PatchActivations
 from twohop.data import open_pictures
+from twohop.errors import ModelError
 from twohop.models import Batch, Model, Prompt, open_model
 from twohop.steps._asking import encode_by_id
 from twohop.steps._intervening import Donors, Engine, Reply
@@ -99,13 +101,30 @@ class _Bench:
     @cached_property
     def planner(self) -> Planner:
         """Makes this bench's interventions."""
-        layers = tuple(range(min(self.params.donor_layers, self.model.n_layers)))
+        layers, receivers = tuple(range(min(self.params.donor_layers, len(self.shared[0])))), self.shared[1]
         spans = read_table(self.job.input("spans"), schemas.SPANS)
         batches = {i: self.model.batch([prompt]) for i, prompt in self.engine.prompts.items()}
         room = {i: _n_positions(batch) for i, batch in batches.items()}
         images = {i: batch.spans[0][1] - batch.spans[0][0] for i, batch in batches.items()}
-        scores = SpanScores(spans, len(layers))
-        return Planner(scores, room, images, self.engine.donors.length, layers, self.params.seed)
+        scores = SpanScores(spans, [receivers[n] for n in layers])
+        donors, seed = self.engine.donors, self.params.seed
+        return Planner(scores, room, images, donors.length, layers, seed, *self.shared)
+
+    @cached_property
+    def shared(self) -> tuple[Layers, Layers]:
+        """Layers that a text run passes, in the backbone and in this model: the nth came from the nth.
+
+        Raises:
+            ModelError: they differ in number, so the backbone is another model's.
+        """
+        donors = tuple(self.engine.donors.backbone.layers("text", "mlp_write"))
+        if len(donors) != len(self.model.text_layers):
+            raise ModelError(
+                f"{len(self.model.text_layers)} layers that a text run passes, its backbone has {len(donors)}",
+                self.model.name,
+                "name the language model that it was trained from (models.<name>.backbone)",
+            )
+        return donors, self.model.text_layers
 
     def answers(self, intervention: Intervention) -> list[str]:
         """Texts whose log P is wanted: the right answer; without a patch and from a wrong entity, that one's too."""
@@ -258,8 +277,9 @@ def _sweep_units(bench: _Bench) -> Iterator[_Unit]:
         [bench.questions[i]["relation"] for i in lost], max(params.sweep_examples, params.grid_examples), params.seed
     )
     curve_ids, grid_ids = ([lost[j] for j in drawn[:n]] for n in (params.sweep_examples, params.grid_examples))
-    every = windows(params.sweep_layers, bench.model.n_layers)
-    _warn_left_out("sweep_layers", sum(n > bench.model.n_layers for n in params.sweep_layers), bench.model)
+    depth = len(bench.shared[0])
+    every = windows(params.sweep_layers, depth)
+    _warn_left_out("sweep_layers", sum(n > depth for n in params.sweep_layers), bench.model)
     curve = [w for w in every if w[0] == 0]
     yield _Unit("sweep-curve", [planner.heuristic(i, "sweep", i, w) for i in curve_ids for w in curve])
     for site in params.sweep_sites:
@@ -309,7 +329,7 @@ def _outcome(bench: _Bench, i: Intervention, reply: Reply, plain: Mapping[str, M
         "site": i.site if i.receiver_layers else None,
         "first_layer": written[0],
         "last_layer": written[-1],
-        "from_layer": i.donor_layers[0] if i.donor_layers != i.receiver_layers else None,
+        "from_layer": i.donor_layers[0] if i.name == "back_patch" else None,
         "span": i.span,
         "span_start": i.span_start,
         "span_length": i.span_length,
@@ -348,7 +368,7 @@ def _metrics(bench: _Bench, outcomes: pl.DataFrame) -> dict[str, object]:
     plain = outcomes.filter(pl.col("intervention") == "none").select("question_id", "set", "answer_text", "correct")
     return {
         **summary,
-        "donor_layers": min(bench.params.donor_layers, bench.model.n_layers),
+        "donor_layers": min(bench.params.donor_layers, len(bench.shared[0])),
         "baseline": _baseline(plain.join(bench.sets.select("question_id", "image_answer"), on="question_id")),
         "n_available": bench.available,
     }

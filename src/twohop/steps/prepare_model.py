@@ -14,7 +14,7 @@ from twohop.store import write_json
 LOG = logging.getLogger(__name__)
 STEP = Step(
     name="prepare_model",
-    params=("prepare_model", "models.{model}"),
+    params=("prepare_model", "models.{model}", "fetch_images.size_px"),
     inputs=("projector",),
     outputs=("card",),
 )
@@ -26,7 +26,9 @@ def run(job: Job) -> Summary:
     Raises:
         ModelError: a source is missing, altered, or no model of the entry's family.
     """
-    card = materialise(job.need_model(), job.entry(), job.section(PrepareModel))
+    card = materialise(
+        job.need_model(), job.entry(), job.section(PrepareModel), int(job.params["fetch_images.size_px"])
+    )
     write_json(job.output("card"), card.model_dump(mode="json"))
     size = sum(record.bytes for record in card.files.values())
     LOG.info("%s: %s, %d layers, d_model %d, %d bytes", card.name, card.architecture, card.n_layers, card.d_model, size)

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
-from jaxtyping import Float
-from torch import Tensor
 
 from twohop.analysis import accuracy, closed_share, continue_with, cut_name, grade
 from twohop.config import RecoverRecall
 from twohop.data import open_pictures
 from twohop.errors import ConfigError
-from twohop.models import Model, Prompt, open_model
+from twohop.models import Model, Picture, Prompt, open_model
 from twohop.steps._asking import ask_in_parts, encode_by_id, split_prompt
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import read_table, schemas, write_json, write_table
@@ -54,7 +52,7 @@ class Setting:
     model: Model
     questions: pl.DataFrame
     entities: pl.DataFrame
-    pictures: dict[str, Float[Tensor, "image_token d_model"]]
+    pictures: dict[str, Picture]
 
     def ask(self, part: str, prompts: list[Prompt], max_new_tokens: int) -> list[str]:
         """Greedy answers, kept in the work folder."""

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from twohop.analysis import accuracy, grade, recognised
 from twohop.config import RunBenchmark
 from twohop.data import open_pictures
-from twohop.models import Batch, Model, Prompt, open_model
+from twohop.models import Batch, Model, Picture, Prompt, open_model
 from twohop.steps._asking import ask_in_parts, encode_by_id, split_prompt
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import read_table, schemas, write_json, write_table
@@ -33,7 +31,6 @@ STEP = Step(
     inputs=("entities", "questions", "manifest", "pictures", "card"),
     outputs=("answers", "recognition", "metrics"),
 )
-Picture = Float[Tensor, "image_token d_model"]
 
 
 @dataclass(frozen=True)

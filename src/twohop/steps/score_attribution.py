@@ -171,19 +171,19 @@ def _kinds(params: ScoreAttribution) -> tuple[SiteKind, ...]:
     return (*KINDS, *STAR_KINDS) if params.method == "atp_star" else KINDS
 
 
-def _sites(model: Model, kinds: Sequence[SiteKind], stride: int = 1) -> list[Site]:
-    return [Site(kind, layer) for kind in kinds for layer in range(0, model.n_layers, stride)]
+def _sites(model: Model, run: str, kinds: Sequence[SiteKind], stride: int = 1) -> list[Site]:
+    return [Site(kind, layer) for kind in kinds for layer in model.layers_of(run)[::stride]]
 
 
 def _scorer(
-    runner: Runner[Batch, Site, Patch], model: Model, params: ScoreAttribution
+    runner: Runner[Batch, Site, Patch], model: Model, run: str, params: ScoreAttribution
 ) -> Callable[[Batch, Batch, Contrast], Attribution[Site]]:
     """`attribute` or `attribute_star` with everything but the batches."""
-    sites = _sites(model, KINDS)
+    sites = _sites(model, run, KINDS)
     if params.method != "atp_star":
         return lambda c, o, contrast: attribute(runner, c, o, contrast, sites, EMBEDDING, params.steps)
-    attention = [_attention_layer(model, layer) for layer in range(model.n_layers)]
-    drops = [_drop(layer) for layer in range(model.n_layers)]
+    attention = [_attention_layer(model, layer) for layer in model.layers_of(run)]
+    drops = [_drop(layer) for layer in model.layers_of(run)]
     return lambda c, o, contrast: attribute_star(runner, c, o, contrast, sites, attention, drops)
 
 
@@ -202,7 +202,7 @@ def _drop(layer: int) -> Drop[Site]:
 
 def _score(runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, params: ScoreAttribution) -> _Scored:
     tally = Tally(twins.run, params.validate_examples)
-    score = _scorer(runner, model, params)
+    score = _scorer(runner, model, twins.run, params)
     spans = [pl.DataFrame(schema=schemas.SPANS)]
     changes: list[Tensor] = []
     for index in twins.batches(model, params.batch):
@@ -242,7 +242,7 @@ def _validate(
     runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, tally: Tally, params: ScoreAttribution
 ) -> pl.DataFrame:
     """VALIDATION: nodes of some layers of the first questions, truly patched."""
-    sites = _sites(model, _kinds(params), params.validate_layer_stride)
+    sites = _sites(model, twins.run, _kinds(params), params.validate_layer_stride)
     rows: list[dict[str, object]] = []
     for i in sorted(tally.kept):
         clean, corrupted = twins.pair(model, [i])

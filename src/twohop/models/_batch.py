@@ -1,0 +1,95 @@
+"""Inputs of a batch that only some families have: marked tokens, positions in space, cross-attention masks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twohop.errors import ModelError
+from twohop.models._eyes import Eyes
+from twohop.models._prompts import Batch, Picture
+
+FROM_LATER = ("cross_attention_mask",)
+"""Inputs that go on for every token that is written; the last row's entry is repeated."""
+
+
+def compute_device(net: nn.Module) -> torch.device:
+    """Where a model's inputs go: its device, or, of a model spread over several, that of its embedding."""
+    net_: Any = net
+    spread: dict[str, Any] | None = getattr(net_, "hf_device_map", None)
+    hook: Any = getattr(net_.get_input_embeddings(), "_hf_hook", None)
+    if spread and getattr(hook, "execution_device", None) is not None:
+        return torch.device(hook.execution_device)
+    return next(net.parameters()).device
+
+
+def assemble(net: Any, eyes: Eyes | None, plain: Batch, seen: Sequence[Picture], dtype: torch.dtype) -> Batch:
+    """The batch with its pictures, and with every further input that the family's processor would make (X9).
+
+    Args:
+        net: the model.
+        eyes: of a model that takes pictures.
+        plain: padded tokens.
+        seen: the rows' pictures, in order.
+        dtype: of the model.
+
+    Raises:
+        ModelError: a cross-attention model's batch of rows with and without pictures.
+    """
+    device = plain.input_ids.device
+    features = [p.features.to(device, dtype) for p in seen if p.features is not None]
+    levels = zip(*(p.deep for p in seen), strict=True)
+    batch = replace(
+        plain,
+        pictures=torch.cat(features) if features else None,
+        deep=tuple(torch.cat([x.to(device, dtype) for x in level]) for level in levels),
+    )
+    extra = dict[str, Tensor]()
+    if eyes is not None:
+        marks = {key: _marked(batch.input_ids, ids) for key, ids in eyes.marked.items() if seen or not ids}
+        extra |= {key: value for key, value in marks.items() if key != "mm_token_type_ids" or not _rotates(net)}
+        batch = _placed(net, batch, marks, seen)
+    if any(p.states is not None for p in seen):
+        extra |= _crossed(batch, seen, dtype)
+    return replace(batch, extra=extra)
+
+
+def _rotates(net: Any) -> bool:
+    """The family gives image tokens positions in time, height and width."""
+    return hasattr(getattr(net, "model", None), "get_rope_index")
+
+
+def _marked(ids: Tensor, marked: frozenset[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(sorted(marked), dtype=ids.dtype, device=ids.device)).long()
+
+
+def _placed(net: Any, batch: Batch, marks: Mapping[str, Tensor], seen: Sequence[Picture]) -> Batch:
+    """Qwen-VL: positions by the model's own rule, and where the text goes on after the last of them."""
+    if not _rotates(net) or not seen:
+        return batch
+    grids = torch.cat([p.inputs["image_grid_thw"] for p in seen]).to(batch.input_ids.device)
+    positions, delta = net.model.get_rope_index(
+        batch.input_ids,
+        mm_token_type_ids=marks["mm_token_type_ids"],
+        image_grid_thw=grids,
+        attention_mask=batch.attention_mask,
+    )
+    following = batch.attention_mask.sum(1) + delta.reshape(-1).to(batch.input_ids.device)
+    return replace(batch, position_ids=positions, next_position=following)
+
+
+def _crossed(batch: Batch, seen: Sequence[Picture], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Mllama: what the cross-attention layers read, and from which token on (the picture's own)."""
+    if len(seen) != len(batch):
+        raise ModelError(
+            "rows with and without a picture in one batch of a cross-attention model", "batch", "run them apart"
+        )
+    device = batch.input_ids.device
+    states = torch.stack([p.states.to(device, dtype) for p in seen if p.states is not None])
+    tiles = torch.stack([p.inputs["tiles"] for p in seen]).to(device)
+    mask = torch.zeros(*batch.input_ids.shape, 1, tiles.shape[1], dtype=torch.long, device=device)
+    for row, (start, _) in enumerate(batch.spans):
+        mask[row, start:, 0] = tiles[row]
+    return {"cross_attention_states": states, "cross_attention_mask": mask}

@@ -1,0 +1,86 @@
+"""A folder's config, tokenizer and processor; no weights. Code from the folder never runs (promise M1)."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
+from twohop.errors import ModelError
+
+SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def read_config(folder: Path) -> Any:
+    """The model's config.
+
+    Raises:
+        ModelError: no config, or a family that the installed transformers does not have (without code of its own).
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, **SAFE)
+    except (OSError, ValueError, KeyError) as error:
+        what = str(error).strip().splitlines()[0]
+        todo = "give a folder in the transformers layout, of a family that transformers itself has (no remote code)"
+        raise ModelError(f"cannot read the model's config: {what}", str(folder), todo) from None
+
+
+def sees(config: Any) -> bool:
+    """The config is a vision-language model's."""
+    return getattr(config, "vision_config", None) is not None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer.
+
+    Raises:
+        ModelError: its files are missing or broken.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, **SAFE)
+    except (OSError, ValueError, KeyError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot load the tokenizer: {what}", str(folder), "download its files again") from None
+
+
+def load_processor(folder: Path) -> Any:
+    """The whole processor, with the PIL backend where the family has one: torchvision's resizing gives other numbers.
+
+    Raises:
+        ModelError: torchvision is needed and not there, or the files are missing or broken.
+    """
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder, backend="pil", **SAFE)
+    except ImportError as error:
+        raise ModelError(
+            f"this family's processor needs torchvision: {str(error).strip().splitlines()[0]}",
+            str(folder),
+            "install torch and torchvision of one release (pip install 'twohop[torchvision]', see docs/models.md)",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot load the processor: {what}", str(folder), "download its files again") from None
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(
+            "the folder has no image processor", str(folder), "add preprocessor_config.json and processor_config.json"
+        )
+    return processor
+
+
+def image_token(config: Any, processor: Any, folder: Path) -> int:
+    """Id of the tokens that a picture's features stand at.
+
+    Raises:
+        ModelError: the config names none, or the tokenizer does not have it.
+    """
+    found = next(
+        (v for k in ("image_token_id", "image_token_index") if (v := getattr(config, k, None)) is not None), None
+    )
+    if found is None:
+        raise ModelError("the config names no image token", str(folder), "this family is not supported")
+    if int(found) >= len(processor.tokenizer) or processor.tokenizer.convert_ids_to_tokens(int(found)) is None:
+        raise ModelError(
+            f"the tokenizer has no token {found}, which is the model's image token",
+            str(folder),
+            "take the tokenizer files of the vision-language model, not of its language model",
+        )
+    return int(found)
