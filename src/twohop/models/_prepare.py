@@ -27,7 +27,14 @@ from twohop.models._random import build_random
 CACHE_VARIABLE = "TWOHOP_CACHE"
 LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers")
 """Libraries whose version can change the bytes that a recipe writes."""
-RECIPES = ("_embedded.py", "_random.py", "_random_families.py", "_random_processors.py", "_random_tokens.py")
+RECIPES = (
+    "_embedded.py",
+    "_random.py",
+    "_random_families.py",
+    "_random_languages.py",
+    "_random_processors.py",
+    "_random_tokens.py",
+)
 """Modules that hold the recipes; their text is part of a folder's fingerprint."""
 RANDOM_TOWER_SEED = 0
 """Seed of the control's tower; its projector was trained for these weights."""

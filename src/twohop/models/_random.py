@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from twohop.config import RandomModel
 from twohop.errors import ModelError
-from twohop.models._random_families import INITIALIZER_RANGE, LANGUAGES, VISIONS, Size, Vision
+from twohop.models._random_families import VISIONS, Size, Vision
+from twohop.models._random_languages import INITIALIZER_RANGE, LANGUAGES, text_settings
 from twohop.models._random_tokens import tiny_tokenizer
 
 GATE = 0.5
@@ -62,28 +63,10 @@ def _known(family: str, table: Mapping[str, Any], source: RandomModel) -> str:
     return f"{family}-{source.tower}"
 
 
-def _text_settings(family: str, source: RandomModel, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": source.d_model,
-        "intermediate_size": 2 * source.d_model,
-        "num_hidden_layers": source.n_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": INITIALIZER_RANGE,
-        "max_position_embeddings": 512,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": True,
-        **LANGUAGES[family].more(source),
-    }
-
-
 def _language(family: str, source: RandomModel) -> tuple[Any, Any]:
     language = LANGUAGES[family]
     tokenizer = tiny_tokenizer(language.vocabulary)
-    net: Any = language.net(language.config(**_text_settings(family, source, tokenizer)))
+    net: Any = language.net(language.config(**text_settings(family, source, tokenizer)))
     if family not in BORN_PLAIN:
         _unsettle(net)
     return net, tokenizer
@@ -97,7 +80,8 @@ def _vision(vision: Vision, source: RandomModel, image_size: int) -> tuple[Any, 
     )
     processor = vision.processor(tiny_tokenizer(vocabulary), image_size)
     tokenizer = processor.tokenizer
-    text = _text_settings(vision.language, source, tokenizer)
+    shared = {name: getattr(backbone.config, name) for name in ("rope_parameters", "rms_norm_eps")}
+    text = {**text_settings(vision.language, source, tokenizer), **shared}
     size = Size(image_size, source.d_model, source.n_layers, tokenizer.convert_tokens_to_ids, text)
     net: Any = vision.net(vision.config(size))
     if vision is not VISIONS["llava"]:
@@ -120,6 +104,7 @@ def _share(backbone: Any, net: Any) -> None:
     """Copy the backbone's weights into the VLM; layers that it has not (cross-attention) and tokens stay its own."""
     ours = backbone.model.state_dict()
     decoder = net.get_decoder()
+    decoder = getattr(decoder, "model", decoder)  # Llama 4 gives the stack with its head
     crossed = getattr(decoder.config, "cross_attention_layers", None) or []
     own = iter(n for n in range(len(decoder.layers)) if n not in crossed)
     place = {str(n): str(next(own)) for n in range(len(backbone.model.layers))}
@@ -130,8 +115,9 @@ def _share(backbone: Any, net: Any) -> None:
             if parts[0] == "layers":
                 parts[1] = place[parts[1]]
             _fill(theirs[".".join(parts)], values)
-        if not net.config.get_text_config().tie_word_embeddings:
-            _fill(net.lm_head.weight, backbone.lm_head.weight)
+        head = net.get_output_embeddings().weight
+        if head is not decoder.get_input_embeddings().weight:
+            _fill(head, backbone.lm_head.weight)
     net.tie_weights()
 
 

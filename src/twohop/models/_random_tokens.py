@@ -3,7 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 384
@@ -35,8 +45,8 @@ class Vocabulary:
     """Tokens after the learnt ones, without merges: those for pictures."""
     named: dict[str, str] = field(default_factory=dict[str, str])
     """Attributes of the tokenizer that a processor reads, e.g. {"image_token": "<image>"}."""
-    image_token: str = IMAGE
-    """What a chat template writes for a picture."""
+    pattern: str | None = None
+    """How words are split; as GPT-2 does when absent."""
     chat_template: str | None = None
     """Jinja template of the family's own style."""
 
@@ -46,6 +56,10 @@ def tiny_tokenizer(vocabulary: Vocabulary | None = None) -> Any:
     wanted = vocabulary or Vocabulary(END, added=(IMAGE,))
     raw: Any = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if wanted.pattern is not None:
+        split = pre_tokenizers.Split(Regex(wanted.pattern), behavior="isolated", invert=False)
+        raw.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        raw.normalizer = normalizers.NFC()
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -63,8 +77,11 @@ def tiny_tokenizer(vocabulary: Vocabulary | None = None) -> Any:
             pair=f"{wanted.begin}:0 $A:0 $B:1",
             special_tokens=[(wanted.begin, raw.token_to_id(wanted.begin))],
         )
-    if wanted.named:
-        roles["extra_special_tokens"] = dict(wanted.named)
+    named = dict(wanted.named)
+    if "bos_token" in named:
+        roles["bos_token"] = named.pop("bos_token")
+    if named:
+        roles["extra_special_tokens"] = named
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **roles)
     tokenizer.chat_template = wanted.chat_template
     return tokenizer
@@ -137,3 +154,8 @@ def utterances(image: str = IMAGE) -> str:
     """Idefics3, SmolVLM: User: ... <end_of_utterance>."""
     role = "{{ message['role'] | capitalize + ': ' }}"
     return chat_template("", role, "{{ '<end_of_utterance>\\n' }}", "Assistant:", image)
+
+
+def prefix(image: str = IMAGE) -> str:
+    """PaliGemma has no turns: pictures, then the text; its processor adds the begin and the line end."""
+    return chat_template("", "", "", "", image)
