@@ -21,7 +21,8 @@ from transformers import (
 
 from twohop.config import ModelEntry, PrepareModel
 from twohop.models import Batch, Model, ModelCard, Prompt, Tokens
-from twohop.models._random_families import VISIONS, Size
+from twohop.models._random_configs import Size
+from twohop.models._random_families import VISIONS
 from twohop.models._random_tokens import IMAGE, tiny_tokenizer
 
 D, LAYERS, IMAGE_PX = 32, 4, 32

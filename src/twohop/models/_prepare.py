@@ -30,6 +30,7 @@ LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers
 RECIPES = (
     "_embedded.py",
     "_random.py",
+    "_random_configs.py",
     "_random_families.py",
     "_random_languages.py",
     "_random_processors.py",

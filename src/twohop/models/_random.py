@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from twohop.config import RandomModel
 from twohop.errors import ModelError
-from twohop.models._random_families import VISIONS, Size, Vision
+from twohop.models._random_configs import Size
+from twohop.models._random_families import VISIONS, Vision
 from twohop.models._random_languages import INITIALIZER_RANGE, LANGUAGES, text_settings
 from twohop.models._random_tokens import tiny_tokenizer
 
@@ -66,7 +68,8 @@ def _known(family: str, table: Mapping[str, Any], source: RandomModel) -> str:
 def _language(family: str, source: RandomModel) -> tuple[Any, Any]:
     language = LANGUAGES[family]
     tokenizer = tiny_tokenizer(language.vocabulary)
-    net: Any = language.net(language.config(**text_settings(family, source, tokenizer)))
+    config = getattr(transformers, language.config)(**text_settings(family, source, tokenizer))
+    net: Any = getattr(transformers, language.net)(config)
     if family not in BORN_PLAIN:
         _unsettle(net)
     return net, tokenizer
@@ -83,7 +86,7 @@ def _vision(vision: Vision, source: RandomModel, image_size: int) -> tuple[Any, 
     shared = {name: getattr(backbone.config, name) for name in ("rope_parameters", "rms_norm_eps")}
     text = {**text_settings(vision.language, source, tokenizer), **shared}
     size = Size(image_size, source.d_model, source.n_layers, tokenizer.convert_tokens_to_ids, text)
-    net: Any = vision.net(vision.config(size))
+    net: Any = getattr(transformers, vision.net)(vision.config(size))
     if vision is not VISIONS["llava"]:
         _unsettle(net)
     _share(backbone, net)

@@ -4,24 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GemmaForCausalLM,
-    Llama4ForCausalLM,
-    Llama4TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from twohop.config import RandomModel
@@ -40,8 +22,9 @@ MARKS = ("<|header_start|>", "<|header_end|>", "<|eot|>")
 class Language:
     """A family of language models."""
 
-    config: type[Any]
-    net: type[Any]
+    config: str
+    net: str
+    """Classes of config and model, by name: they are loaded when a model is built."""
     vocabulary: Vocabulary
     more: Callable[[RandomModel], dict[str, Any]] = lambda _: {}
     """Settings beside the common ones."""
@@ -121,15 +104,15 @@ _MISTRAL = Vocabulary("</s>", "<s>", "<pad>", ("[INST]", "[/INST]"), chat_templa
 _LLAMA = Vocabulary(END, added=(IMAGE,), chat_template=tokens.vicuna())
 
 LANGUAGES: dict[str, Language] = {
-    "llama": Language(LlamaConfig, LlamaForCausalLM, _LLAMA),
+    "llama": Language("LlamaConfig", "LlamaForCausalLM", _LLAMA),
     "mistral": Language(
-        MistralConfig, MistralForCausalLM, _MISTRAL, lambda s: {**_wide_heads(s), "sliding_window": None}
+        "MistralConfig", "MistralForCausalLM", _MISTRAL, lambda s: {**_wide_heads(s), "sliding_window": None}
     ),
-    "qwen2": Language(Qwen2Config, Qwen2ForCausalLM, _QWEN),
-    "qwen3": Language(Qwen3Config, Qwen3ForCausalLM, _QWEN, _wide_heads),
-    "gemma": Language(GemmaConfig, GemmaForCausalLM, _GEMMA, _wide_heads),
-    "gemma2": Language(Gemma2Config, Gemma2ForCausalLM, _GEMMA, _alternating),
-    "gemma3_text": Language(Gemma3TextConfig, Gemma3ForCausalLM, _GEMMA, _alternating),
-    "llama4_text": Language(Llama4TextConfig, Llama4ForCausalLM, _LLAMA4, _llama4),
+    "qwen2": Language("Qwen2Config", "Qwen2ForCausalLM", _QWEN),
+    "qwen3": Language("Qwen3Config", "Qwen3ForCausalLM", _QWEN, _wide_heads),
+    "gemma": Language("GemmaConfig", "GemmaForCausalLM", _GEMMA, _wide_heads),
+    "gemma2": Language("Gemma2Config", "Gemma2ForCausalLM", _GEMMA, _alternating),
+    "gemma3_text": Language("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA, _alternating),
+    "llama4_text": Language("Llama4TextConfig", "Llama4ForCausalLM", _LLAMA4, _llama4),
 }
 """Language models by model_type."""

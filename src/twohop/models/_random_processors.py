@@ -126,10 +126,10 @@ def internvl(tokenizer: Any, image_size: int) -> Any:
 
 
 def _qwen(image_size: int, video: str, **more: Any) -> dict[str, Any]:
-    grid = {"merge_size": 2, "patch_size": patch_of(image_size), "temporal_patch_size": 2}
+    grid: dict[str, Any] = {"merge_size": 2, "patch_size": patch_of(image_size), "temporal_patch_size": 2}
     size = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
     images = Qwen2VLImageProcessorPil(size=size, **grid)
-    frames = {"min_frames": 4, "max_frames": 768, "size": size, **grid, **more}
+    frames: dict[str, Any] = {"min_frames": 4, "max_frames": 768, "size": size, **grid, **more}
     return {"image_processor": images.to_dict(), "video_processor": _video(video, images, **frames)}
 
 
