@@ -23,7 +23,9 @@ from twohop.config import ModelEntry, PrepareModel
 from twohop.models import Batch, Model, ModelCard, Picture, Prompt, Tokens
 from twohop.models._eyes import Eyes
 from twohop.models._frame import Frame
-from twohop.models._random import IMAGE, _llava, tiny_tokenizer
+from twohop.models._random_configs import Size
+from twohop.models._random_families import VISIONS
+from twohop.models._random_tokens import IMAGE, tiny_tokenizer
 
 D, LAYERS, IMAGE_PX = 32, 4, 32
 WIDE = 0.15
@@ -78,9 +80,8 @@ def llama() -> Model:
 
 
 def llava() -> Model:
-    text = LlamaConfig(**text_settings())
-    net: LlavaForConditionalGeneration = _llava(text, tiny_tokenizer().convert_tokens_to_ids(IMAGE), IMAGE_PX)
-    return wrap(net, "llava", "vlm", 4)
+    size = Size(IMAGE_PX, D, LAYERS, tiny_tokenizer().convert_tokens_to_ids, text_settings())
+    return wrap(LlavaForConditionalGeneration(VISIONS["llava"].config(size)), "llava", "vlm", 4)
 
 
 def gemma3() -> Model:

@@ -4,7 +4,7 @@ import pytest
 from twohop.data import folded_answers
 from twohop.errors import DataError
 from twohop.models import Prompt, Tokens
-from twohop.models._random import tiny_tokenizer
+from twohop.models._random_tokens import tiny_tokenizer
 from twohop.steps import build_questions
 from twohop.steps._step import Job
 from twohop.store import read_table, schemas, write_table

@@ -42,6 +42,8 @@ class RandomModel(Section):
     """Decoder layers."""
     d_model: int = Field(ge=16, le=256)
     """Width of the residual stream."""
+    tower: Literal["clip", "pixtral"] = "clip"
+    """Vision tower of a LLaVA: CLIP, or Pixtral with Pixtral's processor and a Mistral, as Pixtral-12B is published."""
 
 
 class HubRepository(Section):

@@ -38,7 +38,15 @@ from twohop.models._random import build_random
 CACHE_VARIABLE = "TWOHOP_CACHE"
 LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers")
 """Libraries whose version can change the bytes that a recipe writes."""
-RECIPES = ("_embedded.py", "_random.py")
+RECIPES = (
+    "_embedded.py",
+    "_random.py",
+    "_random_configs.py",
+    "_random_families.py",
+    "_random_languages.py",
+    "_random_processors.py",
+    "_random_tokens.py",
+)
 """Modules that hold the recipes; their text is part of a folder's fingerprint."""
 RANDOM_TOWER_SEED = 0
 """Seed of the control's tower; its projector was trained for these weights."""
@@ -149,7 +157,7 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
     logging.disable_progress_bar()  # it would fill the job's log
     source = entry.source
     if isinstance(source, RandomModel):
-        build_random(tmp, source, entry.role != "backbone", prepare.image_size)
+        build_random(tmp, source, entry.family, entry.role, prepare.image_size)
     elif isinstance(source, HubRepository):
         raise ModelError("a model of the hub that is not here", source.id, "run prepare_model again")
     elif isinstance(source, LocalFolder):
