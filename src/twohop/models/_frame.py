@@ -82,10 +82,11 @@ def find_frame(tokenizer: Any, processor: Any = None, chat: bool = False) -> Fra
         return Frame(before, after, special=special)
     placeholder = _placeholder(tokenizer, processor)
     shown = written(processor, f"{before}{START}{placeholder}{END}{after}", _blank())
-    named = written(processor, f"{before}{START}x{END}{after}")
-    if shown.entity.endswith(bos or END):
-        # PaliGemma's texts follow the picture's end, a start token and, at the end, a new line: also without a picture
-        named = Written(f"{bos}{named.head}", named.entity, shown.tail, named.special)
+    if bos and shown.entity.endswith(bos):
+        # PaliGemma: what follows the picture is a text with a start of its own; its processor takes no text alone
+        named = Written(f"{bos}{before}", "", shown.tail, shown.special)
+    else:
+        named = written(processor, f"{before}{START}x{END}{after}")
     special = special and named.special and not (bos and named.head.startswith(bos))
     return Frame(named.head, named.tail, shown.head, shown.tail, placeholder, special)
 

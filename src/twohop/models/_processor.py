@@ -1,11 +1,14 @@
 """A folder's config, tokenizer and processor; no weights. Code from the folder never runs (promise M1)."""
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from twohop.errors import ModelError
+from twohop.models._still import load_still
 
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -48,22 +51,35 @@ def load_processor(folder: Path) -> Any:
     Raises:
         ModelError: torchvision is needed and not there, or the files are missing or broken.
     """
-    try:
-        processor: Any = AutoProcessor.from_pretrained(folder, backend="pil", **SAFE)
-    except ImportError as error:
-        raise ModelError(
-            f"this family's processor needs torchvision: {str(error).strip().splitlines()[0]}",
-            str(folder),
-            "install torch and torchvision of one release (pip install 'twohop[torchvision]', see docs/models.md)",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot load the processor: {what}", str(folder), "download its files again") from None
+    processor = _first_that_loads(folder)
     if not hasattr(processor, "image_processor"):
         raise ModelError(
             "the folder has no image processor", str(folder), "add preprocessor_config.json and processor_config.json"
         )
     return processor
+
+
+def _first_that_loads(folder: Path) -> Any:
+    """PIL for all parts; else without the part for videos; else whatever backend the family has."""
+    ways: tuple[Callable[[], Any], ...] = (
+        lambda: AutoProcessor.from_pretrained(folder, backend="pil", **SAFE),
+        lambda: load_still(folder),
+        lambda: AutoProcessor.from_pretrained(folder, **SAFE),
+    )
+    errors: list[Exception] = []
+    for way in ways:
+        try:
+            return way()
+        except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            errors.append(error)
+    first = str(errors[0]).strip().splitlines()[0]
+    if importlib.util.find_spec("torchvision") is None and any("torchvision" in str(e).lower() for e in errors):
+        raise ModelError(
+            f"this family's processor needs torchvision: {first}",
+            str(folder),
+            "install torch and torchvision of one release (docs/models.md says how)",
+        )
+    raise ModelError(f"cannot load the processor: {first}", str(folder), "download its files again")
 
 
 def image_token(config: Any, processor: Any, folder: Path) -> int:
