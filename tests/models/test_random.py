@@ -420,6 +420,12 @@ def test_mllama_has_crossed_layers_beside_the_backbones(folder: Callable[[str], 
     assert net.config.image_token_id == net.config.text_config.vocab_size
 
 
+def test_gemma3_names_two_tokens_that_end_an_answer(folder: Callable[..., Path]) -> None:
+    for path in (folder("gemma3"), folder("gemma3_text", "backbone")):
+        ends = json.loads((path / "generation_config.json").read_text())["eos_token_id"]
+        assert open_tokenizer(path).convert_ids_to_tokens(ends) == ["<eos>", "<end_of_turn>"]
+
+
 def test_layers_of_gemma3_and_llama4_see_windows_and_everything(folder: Callable[[str], Path]) -> None:
     gemma = open_vlm(folder("gemma3")).config.text_config
     assert set(gemma.layer_types) == {"sliding_attention", "full_attention"}

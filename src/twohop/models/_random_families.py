@@ -22,11 +22,13 @@ class Vision:
     """Class of the model, by name: classes are loaded when one is built."""
     config: Callable[[Size], Any]
     processor: Callable[[Any, int], Any]
+    """Makes the processor from the tokenizer and the picture's side in pixels."""
     added: tuple[str, ...] = ()
     """Tokens that it adds to its backbone's."""
     named: dict[str, str] = field(default_factory=dict[str, str])
     """Attributes of the tokenizer that its processor reads."""
     chat_template: str = ""
+    """Jinja template of the processor and its tokenizer."""
 
 
 # Tokens that a family adds, pictures' first. Mllama's picture has to be the last of all.

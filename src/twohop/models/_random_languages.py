@@ -28,10 +28,13 @@ class Language:
     vocabulary: Vocabulary
     more: Callable[[RandomModel], dict[str, Any]] = lambda _: {}
     """Settings beside the common ones."""
+    ends: tuple[str, ...] = ()
+    """Tokens that end an answer beside the vocabulary's own, as the config names them."""
 
 
 def text_settings(family: str, source: RandomModel, tokenizer: Any) -> dict[str, Any]:
     """Settings of a language model's config."""
+    ends = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(LANGUAGES[family].ends))]
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": source.d_model,
@@ -42,7 +45,7 @@ def text_settings(family: str, source: RandomModel, tokenizer: Any) -> dict[str,
         "initializer_range": INITIALIZER_RANGE,
         "max_position_embeddings": 512,
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
         **LANGUAGES[family].more(source),
@@ -112,7 +115,7 @@ LANGUAGES: dict[str, Language] = {
     "qwen3": Language("Qwen3Config", "Qwen3ForCausalLM", _QWEN, _wide_heads),
     "gemma": Language("GemmaConfig", "GemmaForCausalLM", _GEMMA, _wide_heads),
     "gemma2": Language("Gemma2Config", "Gemma2ForCausalLM", _GEMMA, _alternating),
-    "gemma3_text": Language("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA, _alternating),
+    "gemma3_text": Language("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA, _alternating, ("<end_of_turn>",)),
     "llama4_text": Language("Llama4TextConfig", "Llama4ForCausalLM", _LLAMA4, _llama4),
 }
 """Language models by model_type."""
