@@ -4,7 +4,9 @@ In float32 as the study runs on a CPU, to 1e-5 of the size of what is compared; 
 two computations of the same thing can be told from two things that are nearly the same. Both patch the same values.
 """
 
+import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-from tiny_models import BUILDERS, Case, case
+from tiny_models import NAMES, Case, case
 
 from twohop.models import Batch, Patch, Site
+from twohop.models._hooks import _leaf
 from twohop.models._sites import SiteKind
 
 KINDS: tuple[SiteKind, ...] = ("resid_post", "mlp_write", "attn_write")
@@ -27,19 +30,19 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def opened(name: str, dtype: torch.dtype) -> Case:
-    tiny = case(name)
+    tiny = case(name, fresh=True)
     tiny.model.net.to(dtype)
     tiny.model.dtype = dtype
-    return Case(tiny.model, _cast(tiny.clean, dtype), _cast(tiny.corrupted, dtype), tiny.cross_layers)
+    return Case(tiny.model, _cast(tiny.clean, dtype), _cast(tiny.corrupted, dtype), tiny.run)
 
 
 def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
     extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.extra.items()}
     pictures = None if batch.pictures is None else batch.pictures.to(dtype)
-    return Batch(**{**batch.__dict__, "extra": extra, "pictures": pictures})
+    return replace(batch, extra=extra, pictures=pictures, deep=tuple(level.to(dtype) for level in batch.deep))
 
 
-@pytest.fixture(scope="module", params=[(n, d) for n in BUILDERS for d in TOLERANCE], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(scope="module", params=[(n, d) for n in NAMES for d in TOLERANCE], ids=lambda p: f"{p[0]}-{p[1]}")
 def tiny(request: pytest.FixtureRequest) -> Case:
     torch.set_num_threads(1)
     return opened(*request.param)
@@ -60,7 +63,7 @@ def module(tiny: Case, block: Any, site: Site) -> tuple[Any, bool]:
     if site.kind == "resid_post":
         return block, False
     if site.kind == "mlp_write":
-        return block.mlp, False
+        return (block.feed_forward if tiny.model.card.family == "llama4" else block.mlp), False
     return (block.cross_attn if crossed(tiny, site) else block.self_attn), True
 
 
@@ -77,6 +80,15 @@ def gate(tiny: Case, site: Site) -> Tensor:
     return torch.tanh(getattr(layer, name)).detach()
 
 
+def rows(tiny: Case, batch: Batch, site: Site) -> Tensor:
+    """Before its picture, Mllama's gated MLP adds nothing to the residual."""
+    kept = torch.ones(*batch.input_ids.shape, 1, dtype=tiny.model.dtype)
+    if crossed(tiny, site) and site.kind == "mlp_write":
+        for row, (start, _) in enumerate(batch.spans):
+            kept[row, :start] = 0
+    return kept
+
+
 def tracer(tiny: Case) -> Any:
     from nnsight import NNsight
 
@@ -84,30 +96,32 @@ def tracer(tiny: Case) -> Any:
 
 
 def decoder(tiny: Case, traced: Any) -> Any:
-    return traced.model if tiny.model.card.family == "llama" else traced.model.language_model
+    path = next(n for n, m in tiny.model.net.named_modules() if m is tiny.model.decoder.stack)
+    return functools.reduce(getattr, path.split("."), traced)
 
 
 def inputs(tiny: Case, batch: Batch) -> dict[str, Any]:
-    embeds = tiny.model.embed(batch).detach().requires_grad_()
     mask, positions = batch.attention_mask, batch.position_ids
-    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, **batch.extra}
+    return {**tiny.model._given(batch), "attention_mask": mask, "position_ids": positions, **batch.extra}
 
 
 def layers(tiny: Case) -> list[int]:
-    return [n for n in LAYERS if n not in tiny.cross_layers]
+    return [n for n in LAYERS if n in tiny.layers]
 
 
 def reference(tiny: Case, batch: Batch, site: Site) -> tuple[Tensor, Tensor]:
     """What is written at a site, and the gradient of the metric with respect to it, by nnsight."""
     traced = tracer(tiny)
+    handle = tiny.model.decoder.layers[0].register_forward_pre_hook(_leaf, with_kwargs=True)
     with traced.trace(**inputs(tiny, batch)):
         part, is_tuple = module(tiny, decoder(tiny, traced).layers[site.layer], site)
         value = (part.output[0] if is_tuple else part.output).save()
         metric = (traced.output.logits[:, -1, 7] - traced.output.logits[:, -1, 9]).sum()
         with metric.backward():
             grad = value.grad.save()
-    scale = gate(tiny, site)
-    return value.detach() * scale, grad / scale
+    handle.remove()
+    scale, kept = gate(tiny, site), rows(tiny, batch, site)
+    return value.detach() * scale * kept, grad / scale * kept
 
 
 def patched_reference(tiny: Case, batch: Batch, site: Site, where: Tensor, values: Tensor) -> Tensor:
@@ -148,5 +162,6 @@ def test_patched_logits_equal_nnsight(tiny: Case, kind: SiteKind, group: str) ->
         values = tiny.model.run(tiny.corrupted, [site]).activations[site][where]
         mine = tiny.model.run(tiny.clean, patches=[Patch(site, where, values)]).logits
         close(mine, patched_reference(tiny, tiny.clean, site, where, values))
-        if layer == 0:  # after Mllama's last layer of self-attention nothing moves to `last` any more
+        reads = min(tiny.model.decoder.cross_layers, default=0) if tiny.run == "image" else 0
+        if layer == reads:  # after Mllama's last layer of self-attention nothing moves to `last` any more
             assert float((mine - plain).abs().max()) > 1e-6

@@ -80,7 +80,7 @@ def setting(scale: float = 1.0, near: float | None = None, write: float = 1.0) -
     `near` moves the corrupted name to that share of the way from the clean one.
     """
     torch.set_num_threads(1)
-    tiny = case("llama")
+    tiny = case("llama", fresh=True)
     with torch.no_grad():
         for layer in tiny.model.decoder.layers:
             layer.self_attn.q_proj.weight.mul_(scale)
@@ -109,7 +109,7 @@ def test_fix_agrees_with_true_patching_where_softmax_saturates(kind: str) -> Non
         truth = np.concatenate([hot.patched(row, keys) for row, (keys, _) in enumerate(pairs)])
         r[name] = float(np.corrcoef(np.concatenate([x for _, x in pairs]), truth)[0, 1])
     assert r["fixed"] > 0.9
-    assert r["fixed"] > r["plain"] + 0.25
+    assert r["fixed"] > r["plain"] + 0.2
 
 
 @pytest.mark.parametrize("kind", ["query", "key"])
@@ -128,13 +128,13 @@ def test_fix_is_exact_where_the_rest_of_the_network_is_linear() -> None:
     last = hot.tiny.model.decoder.layers[-1]
     with torch.no_grad():
         last.mlp.down_proj.weight.zero_()
-        last.self_attn.o_proj.weight.mul_(1e-4)  # so small a write that the norm is linear in it
+        last.self_attn.o_proj.weight.mul_(1e-3)  # so small a write that the norm is linear in it
     found = hot.star()
     for kind in ("query", "key"):
         keys, values = attention_nodes(found, kind, 0)
         of_last = [i for i, (site, _, _) in enumerate(keys) if site.layer == LAYERS - 1]
         truth = hot.patched(0, [keys[i] for i in of_last])
-        assert np.abs(truth).max() > 1e-7
+        assert np.abs(truth).max() > 1e-6
         assert values[of_last] == pytest.approx(truth, rel=1e-2, abs=1e-2 * float(np.abs(truth).max()))
 
 

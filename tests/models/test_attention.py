@@ -1,19 +1,17 @@
 """Attention knockout on every family, against eager attention with its own mask."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import BUILDERS, Case, case
+from tiny_models import NAMES, Case, case
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from twohop.errors import ModelError
 from twohop.models import Batch, Knockout, Site
-
-NAMES = list(BUILDERS)
-CUTTABLE = [n for n in NAMES if not n.startswith("mllama")]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -31,8 +29,8 @@ def cut(batch: Batch, start: int, stop: int) -> Knockout:
 
 
 def window(tiny: Case) -> tuple[int, int]:
-    """Two layers that can be cut; Mllama's layers 1 and 3 read the picture by cross-attention."""
-    return (2, 3) if tiny.model.decoder.cross_layers else (1, 3)
+    """Layers that are cut. Mllama's layers 1 and 3 read the picture; in PaliGemma's prompts all tokens see `last`."""
+    return (2, 3) if tiny.model.decoder.cross_layers or tiny.model.card.family == "paligemma" else (1, 3)
 
 
 def eager_attention(
@@ -84,16 +82,18 @@ def test_knockout_equals_eager_attention_with_minus_infinity(tiny: Case) -> None
 
 
 def test_unpadded_batch_whose_mask_is_none(tiny: Case) -> None:
-    alone = Batch(
-        **{
-            name: value[:1] if isinstance(value, torch.Tensor) else value
-            for name, value in tiny.clean.__dict__.items()
-            if name not in ("groups", "spans", "pictures", "extra")
-        },
+    half = len(tiny.clean.pictures) // 2 if tiny.clean.pictures is not None else 0
+    alone = replace(
+        tiny.clean,
+        input_ids=tiny.clean.input_ids[:1],
+        attention_mask=tiny.clean.attention_mask[:1],
+        position_ids=tiny.clean.position_ids[..., :1, :],
         groups={g: m[:1] for g, m in tiny.clean.groups.items()},
         spans=tiny.clean.spans[:1],
-        pictures=None if tiny.clean.pictures is None else tiny.clean.pictures[: len(tiny.clean.pictures) // 2],
+        pictures=tiny.clean.pictures[:half] if half and tiny.clean.pictures is not None else None,
         extra={name: value[:1] for name, value in tiny.clean.extra.items()},
+        deep=tuple(level[:half] for level in tiny.clean.deep),
+        next_position=None,
     )
     assert bool(alone.attention_mask.all())
     knockout = cut(alone, *window(tiny))
@@ -103,7 +103,7 @@ def test_unpadded_batch_whose_mask_is_none(tiny: Case) -> None:
 
 def test_layers_before_the_window_and_other_positions_are_untouched(tiny: Case) -> None:
     start, stop = window(tiny)
-    sites = [Site("resid_post", n) for n in range(start) if n not in tiny.cross_layers]
+    sites = [Site("resid_post", n) for n in range(start) if n in tiny.layers]
     sites.append(Site("resid_post", stop - 1))
     plain = tiny.model.run(tiny.clean, sites).activations
     blocked = tiny.model.run(tiny.clean, sites, knockouts=[cut(tiny.clean, start, stop)]).activations
@@ -123,7 +123,7 @@ def test_nothing_cut_changes_nothing(tiny: Case) -> None:
     torch.testing.assert_close(plain.logits, blocked.logits, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_shared_prefix_gives_what_whole_runs_give(name: str) -> None:
     tiny = case(name)
     cuts = [cut(tiny.clean, start, stop) for start, stop in ((0, 1), (1, 3), (0, 4))]
@@ -133,7 +133,7 @@ def test_shared_prefix_gives_what_whole_runs_give(name: str) -> None:
         torch.testing.assert_close(logits, whole, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_generation_is_cut_in_the_prefill(name: str) -> None:
     tiny = case(name)
     knockout = cut(tiny.clean, 0, 4)
@@ -157,7 +157,7 @@ def test_x04_attention_is_its_own_again_after_an_exception(tiny: Case, monkeypat
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    tiny = case("llava-image")
+    tiny = case("llava:image")
     last, image = tiny.clean.groups["last"], tiny.clean.groups["image"]
     everything = torch.ones_like(last)
     for knockout, why in (
@@ -170,13 +170,14 @@ def test_what_does_not_fit_is_refused() -> None:
             tiny.model.run(tiny.clean, knockouts=[knockout])
     with pytest.raises(ModelError, match="another position"):
         tiny.model.blocked_logits(tiny.clean, [Knockout(0, 1, image, image)])
+    tiny = case("llava:image", fresh=True)
     tiny.model.decoder.config._attn_implementation = "eager"
     with pytest.raises(ModelError, match="attention is 'eager'"):
         tiny.model.run(tiny.clean, knockouts=[cut(tiny.clean, 0, 1)])
 
 
 def test_cut_query_sees_nothing_of_the_picture_in_cross_attention() -> None:
-    tiny = case("mllama-image")
+    tiny = case("mllama:image")
     only_cross, last = cut(tiny.clean, 1, 2), tiny.clean.groups["last"]
     site = Site("attn_write", 1)
     plain, knocked = (tiny.model.run(tiny.clean, [site], knockouts=k) for k in ([], [only_cross]))
@@ -191,6 +192,6 @@ def test_cut_query_sees_nothing_of_the_picture_in_cross_attention() -> None:
 
 
 def test_text_run_skips_the_cross_attention_layers_of_a_window() -> None:
-    tiny = case("mllama-text")
+    tiny = case("mllama:text")
     whole, own = (tiny.model.run(tiny.clean, knockouts=[cut(tiny.clean, *w)]).logits for w in ((0, 2), (0, 1)))
     assert torch.equal(whole, own)

@@ -4,10 +4,10 @@ import contextlib
 
 import pytest
 import torch
-from tiny_models import Case, case
+from tiny_models import Case, case, pictures
 
 from twohop.errors import ModelError
-from twohop.models import Model, Patch, Picture, Prompt, Site
+from twohop.models import Model, Patch, Prompt, Site
 from twohop.models import _generate as generation
 
 NAMES = [
@@ -21,7 +21,7 @@ NAMES = [
     "South Africa",
     "Kenya",
 ]
-ALL = ["llama", "llava-image", "gemma3-text", "gemma3-image", "qwen2_5_vl-text", "mllama-text"]
+ALL = ["llama", "llava:image", "gemma3:text", "gemma3:image", "qwen2_5_vl:text", "mllama:text"]
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -30,14 +30,14 @@ def tiny(request: pytest.FixtureRequest) -> Case:
     return case(request.param)
 
 
-def prompts(model: Model) -> list[Prompt]:
+def prompts(tiny: Case | Model) -> list[Prompt]:
+    """Of a text run, or of an image run where the case is one."""
+    model, run = (tiny.model, tiny.run) if isinstance(tiny, Case) else (tiny, "text")
     texts = (". The", ". The capital of this country is", "\nThe name of this country is")
-    if not model.n_image_tokens:
+    if run == "text":
         return [Prompt("Consider the country ", n, t) for n, t in zip(("France", "Kenya", "Japan"), texts, strict=True)]
-    seen = torch.randn(3, model.n_image_tokens, model.d_model, generator=torch.Generator().manual_seed(1))
-    return [
-        Prompt("Consider the country ", None, t, Picture(p)) for t, p in zip(texts, seen.to(model.dtype), strict=True)
-    ]
+    seen = model.encode_pictures(pictures(3, seed=1))
+    return [Prompt("Consider the country ", None, t, p) for t, p in zip(texts, seen, strict=True)]
 
 
 @contextlib.contextmanager
@@ -89,14 +89,14 @@ def text_of(model: Model, ids: list[int]) -> str:
 
 
 def test_generate_equals_the_slow_way(tiny: Case) -> None:
-    asked = prompts(tiny.model)
+    asked = prompts(tiny)
     want = [text_of(tiny.model, written_slowly(tiny.model, p, 6)) for p in asked]
     assert tiny.model.generate(tiny.model.batch(asked), 6) == want
 
 
 def test_patches_act_in_the_prefill_only(tiny: Case) -> None:
     site = Site("resid_post", 0)
-    asked = prompts(tiny.model)
+    asked = prompts(tiny)
     batch = tiny.model.batch(asked)
     where = batch.groups["entity"] | batch.groups["image"]
     values = torch.full((int(where.sum()), tiny.model.d_model), 3.0, dtype=tiny.model.dtype)
@@ -128,7 +128,7 @@ def forced(model: Model, monkeypatch: pytest.MonkeyPatch, script: dict[int, list
 
 
 def test_generate_stops_at_end_and_newline_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = case("llama").model
+    model = case("llama", fresh=True).model
     model.stop_ids = frozenset([model.tokens.raw.convert_tokens_to_ids("<|im_end|>")])
     script = {
         0: ["ĠIreland", "<|im_end|>"],
@@ -160,7 +160,7 @@ def brute(model: Model, prompt: Prompt, name: str, patch: tuple[Site, float] | N
 
 
 def test_name_logprobs_equal_a_plain_pass(tiny: Case) -> None:
-    asked = prompts(tiny.model)
+    asked = prompts(tiny)
     got = tiny.model.name_logprobs(tiny.model.batch(asked), NAMES)
     want = torch.tensor([[brute(tiny.model, p, n) for n in NAMES] for p in asked])
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
@@ -169,7 +169,7 @@ def test_name_logprobs_equal_a_plain_pass(tiny: Case) -> None:
 @pytest.mark.parametrize("site", [Site("mlp_write", 0), Site("resid_post", 0)])
 def test_patched_answer_logprobs_equal_a_plain_pass(tiny: Case, site: Site) -> None:
     """Three rows of other lengths, so that two are padded, and answers of one and of several tokens."""
-    model, asked = tiny.model, prompts(tiny.model)
+    model, asked = tiny.model, prompts(tiny)
     answers = [NAMES[:2], [], [NAMES[6], NAMES[3], NAMES[0]]]
     batch = model.batch(asked)
     where = batch.groups["entity"] | batch.groups["image"]
@@ -187,7 +187,7 @@ def flatten(rows: list[list[float]]) -> torch.Tensor:
 
 
 def test_reply_is_generation_and_given_answers_in_one(tiny: Case) -> None:
-    model, asked = tiny.model, prompts(tiny.model)
+    model, asked = tiny.model, prompts(tiny)
     batch = model.batch(asked)
     answers = [["Kenya"], ["Saint Lucia"], ["France", "Japan"]]
     said, logprobs = model.reply(batch, 6, answers)
@@ -206,7 +206,7 @@ def test_name_logprobs_do_not_depend_on_how_rows_are_cut(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("at_once", [1, 2, 100])
 def test_best_names_are_the_exact_maxima(tiny: Case, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(generation, "CANDIDATES_PER_ROUND", at_once)
-    batch = tiny.model.batch(prompts(tiny.model))
+    batch = tiny.model.batch(prompts(tiny))
     assert tiny.model.best_names(batch, NAMES) == tiny.model.name_logprobs(batch, NAMES).argmax(1).tolist()
 
 

@@ -1,13 +1,13 @@
 """The logit lens: the final norm once, on every family; nnsight as the oracle (promise X8)."""
 
+import functools
+
 import pytest
 import torch
-from tiny_models import BUILDERS, Case, case
+from tiny_models import NAMES, Case, case
 
 from twohop.errors import ModelError
 from twohop.models import Site
-
-NAMES = list(BUILDERS)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -17,8 +17,7 @@ def tiny(request: pytest.FixtureRequest) -> Case:
 
 
 def test_x08_lens_at_the_last_layer_is_the_model_s_logits(tiny: Case) -> None:
-    layer = max(n for n in range(tiny.model.n_layers) if n not in tiny.cross_layers)
-    site = Site("resid_post", layer)
+    site = Site("resid_post", max(tiny.layers))
     run = tiny.model.run(tiny.clean, [site])
     at_last = run.activations[site][tiny.clean.groups["last"]]
     torch.testing.assert_close(tiny.model.unembed(at_last), run.logits)
@@ -36,19 +35,20 @@ def test_x08_lens_of_a_middle_layer_equals_nnsight(name: str) -> None:
     mine = model.unembed(model.run(tiny.clean, [site]).activations[site])
     tracer = NNsight(model.net)
     inputs = {
-        "inputs_embeds": model.embed(tiny.clean),
+        **model._given(tiny.clean),
         "attention_mask": tiny.clean.attention_mask,
         "position_ids": tiny.clean.position_ids,
         **tiny.clean.extra,
     }
     with torch.no_grad(), tracer.trace(**inputs):
-        resid = decoder_of(tracer, model.card.family).layers[1].output.save()
-    oracle = model.net.lm_head(model.decoder.stack.norm(resid))
+        resid = decoder_of(model, tracer).layers[1].output.save()
+    oracle = model.net.get_output_embeddings()(model.decoder.stack.norm(resid))
     torch.testing.assert_close(mine, oracle.to(mine))
 
 
-def decoder_of(tracer, family):
-    return tracer.model if family == "llama" else tracer.model.language_model
+def decoder_of(model, tracer):
+    path = next(n for n, m in model.net.named_modules() if m is model.decoder.stack)
+    return functools.reduce(getattr, path.split("."), tracer)
 
 
 def test_some_tokens_are_columns_of_all(tiny: Case) -> None:

@@ -1,37 +1,44 @@
-"""Tiny random models of every family, built from config classes; weights wide enough that nothing is vacuous."""
+"""Tiny random models of every family, opened from folders with a real tokenizer and processor; in double precision."""
 
+import functools
+import importlib.util
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaForConditionalGeneration,
-    MllamaConfig,
-    MllamaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    SiglipVisionConfig,
-)
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from twohop.config import ModelEntry, PrepareModel
-from twohop.models import Batch, Model, ModelCard, Picture, Prompt, Tokens
-from twohop.models._eyes import Eyes
-from twohop.models._frame import Frame
-from twohop.models._random_configs import Size
-from twohop.models._random_families import VISIONS
+from twohop.config import ModelEntry, PrepareModel, RandomModel
+from twohop.models import Batch, Model, ModelCard, Prompt, Tokens
+from twohop.models._frame import call, find_frame
+from twohop.models._processor import image_token, load_processor, load_tokenizer, read_config
+from twohop.models._random import build_random
 from twohop.models._random_tokens import IMAGE, tiny_tokenizer
 
 D, LAYERS, IMAGE_PX = 32, 4, 32
-WIDE = 0.15
-"""Standard deviation of the weights."""
 CLEAN = ["Consider the country France. The capital of this country is", "Consider the country Kenya. The"]
-ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+    "paligemma",
+    "gemma3",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mllama",
+)
+NEED_TORCHVISION = ("llava-pixtral", "mistral3", "llama4")
+"""Families of which transformers has no processor without torchvision."""
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
+SEEING = (*FAMILIES, *(NEED_TORCHVISION if HAS_TORCHVISION else ()))
+NAMES = ("llama", *(f"{family}:{run}" for family in SEEING for run in ("text", "image")))
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,12 @@ class Case:
     model: Model
     clean: Batch
     corrupted: Batch
-    cross_layers: tuple[int, ...] = ()
+    run: str = "text"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that the run passes."""
+        return self.model.layers_of(self.run)
 
 
 def tokens(n_image_tokens: int = 0) -> Tokens:
@@ -49,85 +61,54 @@ def tokens(n_image_tokens: int = 0) -> Tokens:
     return Tokens(raw, n_image_tokens, raw.convert_tokens_to_ids(IMAGE) if n_image_tokens else None)
 
 
-def text_settings(**more: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": 400,
-        "hidden_size": D,
-        "intermediate_size": 2 * D,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": WIDE,
-        "pad_token_id": 0,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        **more,
-    }
+@functools.cache
+def folder_of(family: str, role: str = "vlm", seed: int = 0) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{family}-"))
+    name, _, tower = family.partition("-")
+    source = {"kind": "random", "seed": seed, "n_layers": LAYERS, "d_model": D, "tower": tower or "clip"}
+    build_random(folder, RandomModel.model_validate(source), name, role, IMAGE_PX)
+    return folder
 
 
-def wrap(net: Any, family: str, role: str, n_image_tokens: int = 0) -> Model:
-    """A model without files: only what the contract tests need of a card."""
+def unsettled(net: Any) -> Any:
+    """Norms, gates and biases off their plain values, and weights wide enough that no comparison is vacuous."""
+    draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in net.parameters():  # norms, gates and zero-initialised projections too
-            parameter.add_(torch.randn(parameter.shape) * 0.1)
-    card = ModelCard.model_construct(name=family, family=family, role=role, n_image_tokens=n_image_tokens)
-    return Model(net.double(), card, tokens(n_image_tokens))
+        for parameter in net.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64) * 0.1)
+    return net
+
+
+def seeing(family: str, chat: bool = False) -> Model:
+    folder = folder_of(family)
+    net = unsettled(AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64, local_files_only=True))
+    processor, config = load_processor(folder), read_config(folder)
+    frame = find_frame(processor.tokenizer, processor, chat)
+    token = image_token(config, processor, folder)
+    n = int((call(processor, frame.placeholder, pictures(1)[0])["input_ids"] == token).sum())
+    card = ModelCard.model_construct(name=family, family=config.model_type, role="vlm", n_image_tokens=n)
+    return Model(net, card, Tokens(processor.tokenizer, n, token, frame), processor)
+
+
+def blind(family: str, chat: bool = False) -> Model:
+    folder = folder_of(family, "backbone")
+    net = unsettled(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, local_files_only=True))
+    card = ModelCard.model_construct(name=family, family=family, role="backbone", n_image_tokens=0)
+    raw = load_tokenizer(folder)
+    return Model(net, card, Tokens(raw, 0, None, find_frame(raw, None, chat)))
 
 
 def llama() -> Model:
-    return wrap(LlamaForCausalLM(LlamaConfig(**text_settings())), "llama", "backbone")
+    return blind("llama")
 
 
 def llava() -> Model:
-    size = Size(IMAGE_PX, D, LAYERS, tiny_tokenizer().convert_tokens_to_ids, text_settings())
-    return wrap(LlavaForConditionalGeneration(VISIONS["llava"].config(size)), "llava", "vlm", 4)
+    return seeing("llava")
 
 
-def gemma3() -> Model:
-    text = Gemma3TextConfig(**text_settings(head_dim=16, sliding_window=8, query_pre_attn_scalar=16))
-    vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    image = tiny_tokenizer().convert_tokens_to_ids(IMAGE)
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=image)
-    model = wrap(Gemma3ForConditionalGeneration(config), "gemma3", "vlm", 4)
-    model.eyes = Eyes(model.net, None, Frame(), image, {"token_type_ids": frozenset([image])})
-    return model
-
-
-def qwen() -> Model:
-    text = text_settings(rope_scaling={**ROPE, "mrope_section": [2, 1, 1]})
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "out_hidden_size": D,
-        "patch_size": 4,
-        "window_size": 16,
-        "fullatt_block_indexes": [0],
-    }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
-    return wrap(Qwen2_5_VLForConditionalGeneration(config), "qwen2_5_vl", "vlm")
-
-
-def mllama() -> Model:
-    text = text_settings(cross_attention_layers=[1, 3], rope_scaling=ROPE)
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_global_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-        "max_num_tiles": 1,
-        "vision_output_dim": 32,
-        "intermediate_layers_indices": [0],
-        "supported_aspect_ratios": [[1, 1]],
-    }
-    return wrap(MllamaForConditionalGeneration(MllamaConfig(text_config=text, vision_config=vision)), "mllama", "vlm")
+def pictures(n: int, seed: int = 5) -> list[Image.Image]:
+    draw = np.random.default_rng(seed)
+    return [Image.fromarray(draw.integers(0, 255, (IMAGE_PX, IMAGE_PX, 3), dtype=np.uint8)) for _ in range(n)]
 
 
 def text_batches(model: Model) -> tuple[Batch, Batch]:
@@ -138,46 +119,25 @@ def text_batches(model: Model) -> tuple[Batch, Batch]:
 
 
 def picture_batches(model: Model) -> tuple[Batch, Batch]:
-    shape = (2, 2, model.n_image_tokens, model.d_model)
-    features = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=model.dtype)
+    seen = model.encode_pictures(pictures(4))
     rows = [
-        [
-            Prompt("Consider the country ", None, t, Picture(p))
-            for t, p in zip((". The capital of", ". The"), f, strict=True)
-        ]
-        for f in features
+        [Prompt("Consider the country ", None, t, p) for t, p in zip((". The capital of", ". The"), pair, strict=True)]
+        for pair in (seen[:2], seen[2:])
     ]
     return model.batch(rows[0]), model.batch(rows[1])
 
 
-def crossed_batches(model: Model) -> tuple[Batch, Batch]:
-    """Mllama with something to attend to: states as the vision model would give them."""
-    clean, corrupted = text_batches(model)
-    draw = torch.Generator().manual_seed(6)
-    made = [torch.randn(2, 5, D, generator=draw, dtype=model.dtype) for _ in range(2)]
-    return (
-        Batch(**{**clean.__dict__, "extra": {"cross_attention_states": made[0]}}),
-        Batch(**{**corrupted.__dict__, "extra": {"cross_attention_states": made[1]}}),
-    )
-
-
-BUILDERS = {
-    "llama": (llama, text_batches),
-    "llava-text": (llava, text_batches),
-    "llava-image": (llava, picture_batches),
-    "gemma3-text": (gemma3, text_batches),
-    "gemma3-image": (gemma3, picture_batches),
-    "qwen2_5_vl-text": (qwen, text_batches),
-    "mllama-text": (mllama, text_batches),
-    "mllama-image": (mllama, crossed_batches),
-}
-
-
-def case(name: str) -> Case:
+@functools.cache
+def _kept(family: str) -> Model:
     torch.manual_seed(0)
-    build, batches = BUILDERS[name]
-    model = build()
-    return Case(model, *batches(model), cross_layers=(1, 3) if name == "mllama-text" else ())
+    return blind(family) if family == "llama" else seeing(family)
+
+
+def case(name: str, fresh: bool = False) -> Case:
+    """`llama`, or `<family>:text` and `<family>:image`; `fresh`: a model of its own, to be changed."""
+    family, _, run = name.partition(":")
+    model = (blind(family) if family == "llama" else seeing(family)) if fresh else _kept(family)
+    return Case(model, *(picture_batches if run == "image" else text_batches)(model), run or "text")
 
 
 def entry(role: str = "vlm", seed: int = 0, **source: Any) -> ModelEntry:

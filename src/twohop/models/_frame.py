@@ -4,6 +4,7 @@ Nothing of it is guessed: a processor is called once on a marked text with a pic
 is read. So a prompt made here is, token for token, the one that the processor would make (promise X9).
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -126,7 +127,9 @@ def call(processor: Any, text: str, picture: Image.Image | None = None) -> Mappi
     """
     images = {} if picture is None else {"images": [picture]}
     try:
-        return cast("Mapping[str, Any]", processor(text=[text], return_tensors="pt", **images))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # PaliGemma's makes an array of a tensor
+            return cast("Mapping[str, Any]", processor(text=[text], return_tensors="pt", **images))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"the processor refuses a prompt: {error}",
