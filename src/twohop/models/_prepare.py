@@ -31,6 +31,7 @@ from twohop.config import (
 from twohop.errors import ModelError
 from twohop.models import _embedded
 from twohop.models._card import FileRecord, ModelCard
+from twohop.models._fetch import fetched
 from twohop.models._frame import call, find_frame
 from twohop.models._processor import image_token, load_processor, read_config, sees
 from twohop.models._random import build_random
@@ -158,10 +159,10 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
     source = entry.source
     if isinstance(source, RandomModel):
         build_random(tmp, source, entry.family, entry.role, prepare.image_size)
-    elif isinstance(source, HubRepository):
-        raise ModelError("a model of the hub that is not here", source.id, "run prepare_model again")
     elif isinstance(source, LocalFolder):
         _copy_local(Path(source.path), tmp)
+    elif isinstance(source, HubRepository):
+        _copy_hub(source, tmp)
     else:
         _build_embedded(tmp, source, prepare)
 
@@ -205,6 +206,13 @@ def _copy_local(folder: Path, tmp: Path) -> None:
     _copy_files(folder, tmp, _local_files(folder))
 
 
+def _copy_hub(source: HubRepository, tmp: Path) -> None:
+    """The downloaded folder's files, compared with what the hub said of them."""
+    folder = fetched(cache_root(), source)
+    check_files(folder, read_records(folder))
+    _copy_local(folder, tmp)
+
+
 def _copy_files(folder: Path, tmp: Path, names: list[str] | None = None) -> None:
     """Hard links where the disk can, copies where not."""
     for name in names if names is not None else sorted(p.name for p in folder.iterdir() if p.is_file()):
@@ -246,6 +254,8 @@ def _sources(entry: ModelEntry) -> dict[str, str]:
     if isinstance(source, LocalFolder):
         folder = Path(source.path)
         return {name: _sha256(folder / name) for name in _local_files(folder)}
+    if isinstance(source, HubRepository):
+        return {source.id: source.revision}
     sources = {_embedded.BACKBONE.file: _embedded.BACKBONE.sha256}
     if isinstance(source, AssembledVlm):
         projector = Path(source.projector)
