@@ -88,7 +88,7 @@ def test_finished_folder_needs_no_network(hub: str, tmp_path: Path, monkeypatch:
     download("some/vlm", COMMIT, tmp_path / "vlm")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     download("some/vlm", COMMIT, tmp_path / "vlm")
-    assert "HF_HUB_OFFLINE=0 twohop models fetch" in refusal(tmp_path / "other")
+    assert "ahead of runs without one: twohop models fetch" in refusal(tmp_path / "other")
 
 
 def test_what_the_hub_knows(hub: str) -> None:
@@ -221,7 +221,9 @@ def test_two_at_once_share_one_download(hub: str, repo: Repo, tmp_path: Path) ->
 
 def test_killed_download_is_gone_on_with(hub: str, repo: Repo, tmp_path: Path) -> None:
     into = tmp_path / "vlm"
-    code = f"from pathlib import Path\nfrom twohop.data._hub import download\ndownload('some/vlm', '{COMMIT}', Path('{into}'))"
+    code = (
+        f"from pathlib import Path; from twohop.data import _hub; _hub.download('some/vlm', '{COMMIT}', Path('{into}'))"
+    )
     words = [sys.executable, "-c", code]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     repo.slow_s = 0.5  # four parts

@@ -416,7 +416,7 @@ def _offline(model: str, revision: str) -> ModelError:
     return ModelError(
         f"{model} is not on this disk, and HF_HUB_OFFLINE is set",
         page(model, revision),
-        "where there is a network, with the same TWOHOP_CACHE: HF_HUB_OFFLINE=0 twohop models fetch",
+        "repeat this with HF_HUB_OFFLINE=0 where there is a network; ahead of runs without one: twohop models fetch",
     )
 
 
