@@ -171,6 +171,14 @@ def test_no_chat_template(vlm: Path) -> None:
     assert check_folder(vlm, "vlm", "chat").chat_template
 
 
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+def test_pictures_are_counted_under_a_template_of_text_alone(vlm: Path, prompt: str) -> None:
+    """As a language model's own template is, which joins strings."""
+    (vlm / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}")
+    found = check_folder(vlm, "vlm", prompt)
+    assert (found.faults, found.n_image_tokens) == ((), 4)
+
+
 def test_no_processor(vlm: Path) -> None:
     (vlm / "processor_config.json").unlink()
     assert one_fault(vlm).startswith("processor: cannot be loaded: ")

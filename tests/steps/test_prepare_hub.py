@@ -1,8 +1,10 @@
 """A model of a hub, prepared and opened: from the hub in miniature, and again when its folders are gone."""
 
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +105,40 @@ def test_without_a_way_to_download(repo: Any) -> None:
     set_fetcher(None)
     with pytest.raises(ModelError, match="some/llm is not on this disk"):
         materialise("llm", ENTRY, PREPARE)
+
+
+def test_a_job_downloads_what_it_lacks(repo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way: command line, runner, a process that downloads, card; the user said nothing of HF_HUB_OFFLINE."""
+    for name in ("HF_HUB_OFFLINE", "TWOHOP_HUB_OFFLINE"):
+        monkeypatch.delenv(name)
+    params = {"prepare_model": PREPARE.model_dump(), "models.llm": ENTRY.model_dump(mode="json")}
+    words = ["prepare_model", "--model", "llm", "--params", json.dumps(params), "--in", "projector"]
+    out = ["--out", "card", "out/card.json", "--out", "lineage", "out/lineage.json"]
+    done = subprocess.run([sys.executable, "-m", "twohop", *words, *out], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"some/llm at {COMMIT}: 5 files" in done.stderr
+    assert json.loads((tmp_path / "out/card.json").read_text())["sources"] == {"some/llm": COMMIT}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TWOHOP_CACHE", str(tmp_path / "empty"))
+    done = subprocess.run([sys.executable, "-m", "twohop", *words, *out], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: some/llm is not on this disk, and HF_HUB_OFFLINE is set" in done.stderr
+    assert not (tmp_path / "out/card.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "prompt", "what"),
+    [
+        ({"model_type": "brand_new"}, "plain", "family brand_new: unknown to transformers"),
+        ({}, "chat", "no chat template, and its prompt is chat"),
+    ],
+)
+def test_model_that_cannot_be_studied_is_refused_before_its_weights_are_loaded(
+    repo: Any, config: dict[str, Any], prompt: str, what: str, tmp_path: Path
+) -> None:
+    repo.files["config.json"] = json.dumps({**json.loads(repo.files["config.json"]), **config}).encode()
+    with pytest.raises(ModelError) as caught:
+        materialise("llm", ENTRY.model_copy(update={"prompt": prompt}), PREPARE)
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == f"some/llm at {COMMIT}"
+    assert [p.name for p in (tmp_path / "cache/models").iterdir() if p.is_dir()] == ["hub"]

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import transformers
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
@@ -28,8 +29,18 @@ from twohop.models._headers import HEADER, Headers, read_headers
 
 Kind = Literal["vlm", "backbone"]
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-_LIBRARY_FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError, RuntimeError)
-"""What transformers raises for files that it cannot use."""
+_LIBRARY_FAULTS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    ImportError,
+    RuntimeError,
+    TemplateError,
+)
+"""What transformers and its templates raise for files that cannot be used."""
 _RISKY = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".msgpack", ".h5")
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Bytes of a number, by the name that headers use; others (8-bit floats) take one."""
@@ -111,7 +122,7 @@ def check_folder(folder: Path, kind: Kind, prompt: str = "plain", picture_px: in
         dtypes=tuple(dtype for dtype, _ in Counter(t.dtype for t in headers.tensors.values()).most_common()),
         image_token=None if reader is None or image_id is None else reader.spelling(image_id),
         image_token_id=image_id,
-        n_image_tokens=reader.count(image_id, picture_px) if reader is not None and kind == "vlm" else None,
+        n_image_tokens=reader.count(image_id, picture_px, prompt) if reader is not None and kind == "vlm" else None,
         chat_template=reader is not None and reader.template is not None,
         faults=tuple(faults),
     )
@@ -245,27 +256,36 @@ class _Reader:
             return None
         return self._tokenizer.convert_ids_to_tokens(token)
 
-    def count(self, image_id: int | None, picture_px: int) -> int | None:
+    def count(self, image_id: int | None, picture_px: int, prompt: str) -> int | None:
         """Image tokens that the model's own processor writes for a picture."""
         if self._processor is None or image_id is None or not self._is_special(image_id):
             return None
         picture = Image.new("RGB", (picture_px, picture_px), (128, 128, 128))
-        try:
-            inputs: Any = self._processor(images=[picture], text=[self._text(image_id)], return_tensors="pt")
-            found = int((inputs["input_ids"] == image_id).sum())
-        except _LIBRARY_FAULTS as error:
-            self._faults.append(f"processor: cannot read a picture: {_first_line(error)}")
-            return None
-        if found == 0:
-            self._faults.append(f"processor: writes no image token ({image_id}) for a picture")
-        return found
+        failed = f"writes no image token ({image_id}) for a picture"
+        for content in _contents(prompt, self.spelling(image_id)):
+            try:
+                inputs: Any = self._processor(images=[picture], text=[self._text(content)], return_tensors="pt")
+            except _LIBRARY_FAULTS as error:
+                failed = f"cannot read a picture: {_first_line(error)}"
+                continue
+            if found := int((inputs["input_ids"] == image_id).sum()):
+                return found
+        self._faults.append(f"processor: {failed}")
+        return None
 
-    def _text(self, image_id: int) -> str:
-        if getattr(self._processor, "chat_template", None) is not None:
-            content = [{"type": "image"}, {"type": "text", "text": _ASKED}]
+    def _text(self, content: Any) -> str:
+        """A prompt: the user's turn, or, where `content` is a tuple, its words as they are."""
+        if not isinstance(content, tuple):
             return self._processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-        start = getattr(self._processor, "boi_token", None) or self.spelling(image_id)
-        return f"{start} {_ASKED}"
+        image, words = cast("tuple[str, str]", content)
+        return f"{getattr(self._processor, 'boi_token', None) or image} {words}"
+
+
+def _contents(prompt: str, image: str | None) -> list[Any]:
+    """Ways to show a picture and ask: plain, in a template of pictures and text, in one of text alone."""
+    plain = (image, _ASKED)
+    chat: list[Any] = [[{"type": "image"}, {"type": "text", "text": _ASKED}], f"{image}\n{_ASKED}"]
+    return [*chat, plain] if prompt == "chat" else [plain, *chat]
 
 
 # --- a VLM beside its backbone ----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from twohop.config import (
 from twohop.errors import ModelError
 from twohop.models import _embedded
 from twohop.models._card import FileRecord, ModelCard
+from twohop.models._check import check_folder
 from twohop.models._fetch import fetched
 from twohop.models._frame import call, find_frame
 from twohop.models._processor import image_token, load_processor, read_config, sees
@@ -161,8 +162,10 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
         build_random(tmp, source, entry.family, entry.role, prepare.image_size)
     elif isinstance(source, LocalFolder):
         _copy_local(Path(source.path), tmp)
+        _check_foreign(tmp, entry, source.path)
     elif isinstance(source, HubRepository):
         _copy_hub(source, tmp)
+        _check_foreign(tmp, entry, f"{source.id} at {source.revision}")
     else:
         _build_embedded(tmp, source, prepare)
 
@@ -204,6 +207,14 @@ def _part(name: str, made_from: Mapping[str, Any], make: Callable[[Path], None])
 
 def _copy_local(folder: Path, tmp: Path) -> None:
     _copy_files(folder, tmp, _local_files(folder))
+
+
+def _check_foreign(tmp: Path, entry: ModelEntry, where: str) -> None:
+    """Whether a model that was not made here can be studied, before a weight is loaded."""
+    found = check_folder(tmp, "backbone" if entry.role == "backbone" else "vlm", entry.prompt)
+    _same_family(found.family, entry, where)
+    if found.faults:
+        raise ModelError("\n".join(found.faults), where, "see docs/models.md, What is checked")
 
 
 def _copy_hub(source: HubRepository, tmp: Path) -> None:
@@ -334,11 +345,15 @@ def _card(
 
 
 def _family(config: Any, entry: ModelEntry, path: Path) -> str:
-    model_type = str(config.model_type).removesuffix("_text")
+    return _same_family(str(config.model_type), entry, str(path))
+
+
+def _same_family(model_type: str, entry: ModelEntry, where: str) -> str:
+    model_type = model_type.removesuffix("_text")
     if entry.family is not None and model_type != entry.family.removesuffix("_text"):
         raise ModelError(
             f"the folder holds a {model_type} model, the catalogue says {entry.family}",
-            str(path),
+            where,
             "correct the entry's family in params.yaml",
         )
     return model_type
