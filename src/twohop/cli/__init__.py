@@ -1,6 +1,7 @@
 """The command line: one command per step (what every rule calls), and those that look after the pipeline.
 
-`_steps`, `_pipeline`, `_regrade`, `_lineage`, `_share`: one group of commands each, `add` puts them into the parser.
+`_steps`, `_pipeline`, `_models`, `_regrade`, `_lineage`, `_share`: one group of commands each, put into the parser by
+`add`.
 
 Nothing heavy is imported before the command is known, so that `twohop --help` answers at once.
 """
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from twohop.cli import _lineage, _pipeline, _regrade, _share, _steps
+from twohop.cli import _lineage, _models, _pipeline, _regrade, _share, _steps
 from twohop.errors import TwohopError
 
 _OFFLINE = {
@@ -24,14 +25,20 @@ _OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+_ASKED_OFFLINE = "TWOHOP_HUB_OFFLINE"
+"""Passed on to the processes of a run: what the user says of HF_HUB_OFFLINE, which holds for downloads alone."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a fault that the user can mend is told in a few lines and gives exit code 2."""
+    asked = os.environ.setdefault(_ASKED_OFFLINE, os.environ.get("HF_HUB_OFFLINE", "0"))
     for key, value in _OFFLINE.items():
         os.environ.setdefault(key, value)
     if argv is None:
         _use_own_source()
     args = _parser().parse_args(argv)
+    if getattr(args, "network", False):
+        os.environ["HF_HUB_OFFLINE"] = asked
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
@@ -83,6 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="steps, in their order, then helpers", metavar="COMMAND", required=True)
-    for group in (_steps, _pipeline, _regrade, _lineage, _share):
+    for group in (_steps, _pipeline, _models, _regrade, _lineage, _share):
         group.add(commands.add_parser)
     return parser

@@ -29,9 +29,12 @@ from twohop.config._data import BuildQuestions, CurateEntities, FetchImages
 from twohop.config._load import load_params, parse_params
 from twohop.config._params import STYLE_SOURCES, Params, section_keys
 from twohop.config._resources import BEFORE_CARD, ModelSize, Needs, needs, read_size
+from twohop.config._shipped import CATALOG, ShippedModel, shipped_models
+from twohop.config._short import ShortEntry
 
 __all__ = [
     "BEFORE_CARD",
+    "CATALOG",
     "STYLE_SOURCES",
     "AssembledVlm",
     "BuildQuestions",
@@ -58,6 +61,8 @@ __all__ = [
     "RunBenchmark",
     "ScoreAttribution",
     "Section",
+    "ShippedModel",
+    "ShortEntry",
     "TrainProbes",
     "TrainProjector",
     "load_params",
@@ -65,4 +70,5 @@ __all__ = [
     "parse_params",
     "read_size",
     "section_keys",
+    "shipped_models",
 ]

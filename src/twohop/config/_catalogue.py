@@ -93,6 +93,8 @@ class ModelEntry(Section):
     """Transformers' model_type; read from the model's own config when absent, compared with it when given."""
     backbone: str | None = None
     """Catalogue name of the language model that this VLM was trained from; written down, never guessed."""
+    same_weights_as: str | None = None
+    """Of a native model's backbone: the VLM whose own weights it is, run on text alone."""
     source: Source
     """Where its weights come from."""
     prompt: Literal["plain", "chat"] = "plain"
@@ -108,4 +110,6 @@ class ModelEntry(Section):
     def _backbone_iff_vlm(self) -> "ModelEntry":
         if (self.role == "backbone") != (self.backbone is None):
             raise ValueError("a vlm or control names its backbone; a backbone names none")
+        if self.role != "backbone" and self.same_weights_as is not None:
+            raise ValueError("only a backbone can have the same weights as another model")
         return self

@@ -37,12 +37,13 @@ class Place:
         return []
 
 
-def find_place(root: type[BaseModel], loc: Sequence[str | int]) -> Place:
-    """Follow a pydantic error location from the root section; a union's tag is followed but left out of the path.
+def find_place(root: type[BaseModel], loc: Sequence[str | int], at: tuple[str, ...] = ()) -> Place:
+    """Follow a pydantic error location from a section that stands `at` a path; a union's tag is followed but left out
+    of the path.
 
     Unknown names lead to a place of type `object`, whose path is still right.
     """
-    place = Place(root)
+    place = Place(root, at)
     for name in loc:
         place = _member(place, name) if name != "[key]" else place
     return place

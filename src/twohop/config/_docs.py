@@ -1,4 +1,7 @@
-"""docs/params.md, generated from the typed models and params.yaml: `python -m twohop.config._docs` writes it again."""
+"""docs/params.md, generated from the typed models and params.yaml: `python -m twohop.config._docs` writes it again.
+
+The same command makes the table of the shipped catalogue in docs/models.md.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,9 @@ from twohop.config._catalogue import AssembledVlm, HubRepository, LocalFolder, M
 from twohop.config._describe import Place
 from twohop.config._load import load_params
 from twohop.config._params import Params
+from twohop.config._shipped import PAGE as MODELS_PAGE
+from twohop.config._shipped import write_catalogue
+from twohop.config._short import ShortEntry
 
 PAGE = Path("docs/params.md")
 COMMAND = "python -m twohop.config._docs"
@@ -42,9 +48,12 @@ def _catalogue(models: dict[str, Any]) -> Iterator[str]:
     yield f"## models\n\n{Params.model_fields['models'].description}\nparams.yaml has {names}.\n"
     yield _table(ModelEntry, None)
     for kind in (PackageBackbone, AssembledVlm, RandomModel, LocalFolder, HubRepository):
-        example = next((e["source"] for e in models.values() if e["source"]["kind"] in _kind(kind)), None)
+        sources = [e["source"] for e in models.values() if "source" in e]
+        example = next((s for s in sources if s["kind"] in _kind(kind)), None)
         yield f"### source of kind {_kind(kind)}\n\n{_first_line(kind)}\n"
         yield _table(kind, example)
+    yield f"### short form\n\n{_first_line(ShortEntry)}\n[models.md](models.md) has an example of each form.\n"
+    yield _table(ShortEntry, None)
 
 
 def _kind(section: type[BaseModel]) -> str:
@@ -85,8 +94,9 @@ def _first_line(section: type[BaseModel]) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, and the catalogue's table in docs/models.md."""
     PAGE.write_text(render_docs(), encoding="utf-8")
+    MODELS_PAGE.write_text(write_catalogue(MODELS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Reading params.yaml: alike for every YAML reader, every fault on a line of its own (promises B1, B2, B6)."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from twohop.config._base import Section
 from twohop.config._describe import Place, find_place
 from twohop.config._params import Params
+from twohop.config._short import Expanded, expand
 from twohop.errors import ConfigError
 
 _LONGEST_VALUE = 60
@@ -29,14 +31,28 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def parse_params(tree: Any, where: str) -> Params:
-    """Validate an already parsed tree (see `load_params`)."""
+    """Validate an already parsed tree (see `load_params`); short entries of the catalogue are spelled out first."""
+    expanded = expand(tree, _lines)
+    lines = expanded.faults
     try:
-        return Params.model_validate(tree)
+        params = Params.model_validate(expanded.tree)
     except ValidationError as error:
-        lines = [line for e in error.errors() for line in _lines(e)]
-        raise ConfigError(
-            "\n".join(lines), where, "correct the lines above; docs/params.md documents every key"
-        ) from None
+        lines = [*lines, *_as_given([line for e in error.errors() for line in _lines(Params, e)], expanded)]
+    else:
+        if not lines:
+            return params.expanded_from(expanded.keys, expanded.shipped)
+    raise ConfigError("\n".join(lines), where, "correct the lines above; docs/params.md documents every key")
+
+
+def _as_given(lines: Iterable[str], expanded: Expanded) -> Iterator[str]:
+    """Lines about entries that the file does not spell out, with the path that it has; none about stand-ins."""
+    for line in lines:
+        if any(line.startswith((f"models.{name}.", f"models.{name}:")) for name in expanded.bad):
+            continue
+        for name in sorted(expanded.shipped, key=len, reverse=True):
+            owner = expanded.keys.get(name, name)
+            line = line.replace(f"models.{name}.source.", f"models.{owner}.catalog: source.")
+        yield line
 
 
 def _read(path: Path) -> Any:
@@ -78,15 +94,15 @@ def _spelling(old: Any, new: Any) -> str:
         return repr(new) if "e" not in repr(new) else f"{new:.12f}".rstrip("0")
     if isinstance(old, bool):
         return f'{str(old).lower()}, or "{new}" for the word'
-    return f'"{new}" for text, or the plain decimal number'
+    return f'"{old if isinstance(old, str) else new}" for text, or the plain decimal number'
 
 
-def _lines(error: Any) -> list[str]:
+def _lines(root: type[Section], error: Any, at: tuple[str, ...] = ()) -> list[str]:
     """One line for each fault that a pydantic error reports: path, value, what is allowed."""
-    place = find_place(Params, error["loc"])
+    place = find_place(root, error["loc"], at)
     path = _spelled(place.path)
     if error["type"] in ("extra_forbidden", "invalid_key") or error["loc"][-1:] == ("[key]",):
-        parent = find_place(Params, [x for x in error["loc"] if x != "[key]"][:-1])
+        parent = find_place(root, [x for x in error["loc"] if x != "[key]"][:-1], at)
         return [f"{path}: unknown key{_nearest(place.path[-1], parent.keys())}"]
     if error["type"] == "missing":
         return [f"{path}: missing; allowed: {place.allowed()}"]

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from twohop.config import _analysis as a
 from twohop.config import _data as d
 from twohop.config._base import Section
 from twohop.config._catalogue import ModelEntry
 from twohop.config._engines import HashCode
+from twohop.config._short import is_usable
 
 STYLE_SOURCES: Mapping[str, str] = {
     "1x1": "flag-icons",
@@ -46,6 +47,8 @@ class Params(Section):
     recover_recall: a.RecoverRecall
     plot_figures: a.PlotFigures
     render_report: a.RenderReport
+    _keys: Mapping[str, str] = PrivateAttr(default_factory=dict[str, str])
+    _shipped: frozenset[str] = PrivateAttr(default=frozenset())
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Params":
@@ -57,6 +60,19 @@ class Params(Section):
     def names(self, *roles: str) -> list[str]:
         """Catalogue names with one of these roles, in file order (all of them when no role is given)."""
         return [n for n, e in self.models.items() if not roles or e.role in roles]
+
+    def expanded_from(self, keys: Mapping[str, str], shipped: Iterable[str]) -> "Params":
+        """Remember which short entries of the file models were made from."""
+        self._keys, self._shipped = dict(keys), frozenset(shipped)
+        return self
+
+    def key_of(self, model: str) -> str:
+        """The model's key below `models` in the file: a backbone that a short entry names is below that entry's."""
+        return self._keys.get(model, model)
+
+    def is_shipped(self, model: str) -> bool:
+        """Whether the model's entry, or that of the VLM whose backbone it is, was taken from the shipped catalogue."""
+        return model in self._shipped
 
 
 def _cross_field_problems(p: Params) -> Iterator[str]:
@@ -72,10 +88,11 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
     backbones = [n for n, e in models.items() if e.role == "backbone"]
     for name, entry in models.items():
         at = f"models.{name}"
-        if not name.replace("-", "").isalnum():  # DVC reads a dot in a key as a level
+        if not is_usable(name):
             yield f"{at}: is no usable name; allowed: letters, digits and '-'"
         if entry.backbone is not None and entry.backbone not in backbones:
             yield f"{at}.backbone: is {entry.backbone!r}; allowed: a model with role backbone ({', '.join(backbones)})"
+        yield from _same_weights_problems(name, entry, models)
         if entry.source.kind == "random" and entry.family is None:
             yield f"{at}.family: is absent; a random model is built of the family that is named here"
         kind, makes = entry.source.kind, MAKES.get(entry.source.kind)
@@ -87,6 +104,17 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
             kind = models[entry.backbone].source.kind
             if kind != "package":  # the language model that is wired in is the embedded one
                 yield f"{at}.backbone: has source kind {kind!r}; allowed: a backbone from a package"
+
+
+def _same_weights_problems(name: str, entry: ModelEntry, models: Mapping[str, ModelEntry]) -> Iterator[str]:
+    other = entry.same_weights_as
+    if other is None:
+        return
+    at = f"models.{name}.same_weights_as"
+    if other not in models or models[other].role == "backbone" or models[other].backbone != name:
+        yield f"{at}: is {other!r}; allowed: a model that names {name} as its backbone"
+    elif models[other].source != entry.source:
+        yield f"{at}: is {other!r}, whose source is another one; allowed: a model of the same source"
 
 
 def _prompt_problems(p: Params) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Entity tables, facts and pictures: where they come from, how they are checked and read."""
+"""Entity tables, facts and pictures: where they come from, how they are checked and read.
+
+Models from a hub are in `twohop.data._hub`, imported by that name: it loads a network library that no step needs.
+"""
 
 from twohop.data._augment import augment
 from twohop.data._fetch import fetch_picture

@@ -2,9 +2,11 @@
 
 from twohop.models._attention import Knockout
 from twohop.models._card import FileRecord, ModelCard, read_card
+from twohop.models._check import Checked, Fit, Shape, check_folder, compare
+from twohop.models._fetch import Fetcher, is_fetched, set_fetcher, snapshot_folder
 from twohop.models._model import Model, Run
-from twohop.models._open import OpenedModel, open_model, open_tokenizer, opened
-from twohop.models._prepare import materialise
+from twohop.models._open import OpenedModel, checked_folder, open_model, open_tokenizer, opened
+from twohop.models._prepare import cache_root, materialise
 from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Picture, Prompt, Tokens
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
 from twohop.models._train import assembled_model, train_assembled
@@ -15,7 +17,10 @@ __all__ = [
     "KINDS",
     "KIND_MEANINGS",
     "Batch",
+    "Checked",
+    "Fetcher",
     "FileRecord",
+    "Fit",
     "Knockout",
     "Model",
     "ModelCard",
@@ -24,14 +29,22 @@ __all__ = [
     "Picture",
     "Prompt",
     "Run",
+    "Shape",
     "Site",
     "SiteKind",
     "Tokens",
     "assembled_model",
+    "cache_root",
+    "check_folder",
+    "checked_folder",
+    "compare",
+    "is_fetched",
     "materialise",
     "open_model",
     "open_tokenizer",
     "opened",
     "read_card",
+    "set_fetcher",
+    "snapshot_folder",
     "train_assembled",
 ]

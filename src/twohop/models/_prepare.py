@@ -31,6 +31,8 @@ from twohop.config import (
 from twohop.errors import ModelError
 from twohop.models import _embedded
 from twohop.models._card import FileRecord, ModelCard
+from twohop.models._check import check_folder
+from twohop.models._fetch import fetched
 from twohop.models._frame import call, find_frame
 from twohop.models._processor import image_token, load_processor, read_config, sees
 from twohop.models._random import build_random
@@ -158,10 +160,12 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
     source = entry.source
     if isinstance(source, RandomModel):
         build_random(tmp, source, entry.family, entry.role, prepare.image_size)
-    elif isinstance(source, HubRepository):
-        raise ModelError("a model of the hub that is not here", source.id, "run prepare_model again")
     elif isinstance(source, LocalFolder):
         _copy_local(Path(source.path), tmp)
+        _check_foreign(tmp, entry, source.path)
+    elif isinstance(source, HubRepository):
+        _copy_hub(source, tmp)
+        _check_foreign(tmp, entry, f"{source.id} at {source.revision}")
     else:
         _build_embedded(tmp, source, prepare)
 
@@ -205,6 +209,21 @@ def _copy_local(folder: Path, tmp: Path) -> None:
     _copy_files(folder, tmp, _local_files(folder))
 
 
+def _check_foreign(tmp: Path, entry: ModelEntry, where: str) -> None:
+    """Whether a model that was not made here can be studied, before a weight is loaded."""
+    found = check_folder(tmp, "backbone" if entry.role == "backbone" else "vlm", entry.prompt)
+    _same_family(found.family, entry, where)
+    if found.faults:
+        raise ModelError("\n".join(found.faults), where, "see docs/models.md, What is checked")
+
+
+def _copy_hub(source: HubRepository, tmp: Path) -> None:
+    """The downloaded folder's files, compared with what the hub said of them."""
+    folder = fetched(cache_root(), source)
+    check_files(folder, read_records(folder))
+    _copy_local(folder, tmp)
+
+
 def _copy_files(folder: Path, tmp: Path, names: list[str] | None = None) -> None:
     """Hard links where the disk can, copies where not."""
     for name in names if names is not None else sorted(p.name for p in folder.iterdir() if p.is_file()):
@@ -246,6 +265,8 @@ def _sources(entry: ModelEntry) -> dict[str, str]:
     if isinstance(source, LocalFolder):
         folder = Path(source.path)
         return {name: _sha256(folder / name) for name in _local_files(folder)}
+    if isinstance(source, HubRepository):
+        return {source.id: source.revision}
     sources = {_embedded.BACKBONE.file: _embedded.BACKBONE.sha256}
     if isinstance(source, AssembledVlm):
         projector = Path(source.projector)
@@ -324,11 +345,15 @@ def _card(
 
 
 def _family(config: Any, entry: ModelEntry, path: Path) -> str:
-    model_type = str(config.model_type).removesuffix("_text")
+    return _same_family(str(config.model_type), entry, str(path))
+
+
+def _same_family(model_type: str, entry: ModelEntry, where: str) -> str:
+    model_type = model_type.removesuffix("_text")
     if entry.family is not None and model_type != entry.family.removesuffix("_text"):
         raise ModelError(
             f"the folder holds a {model_type} model, the catalogue says {entry.family}",
-            str(path),
+            where,
             "correct the entry's family in params.yaml",
         )
     return model_type

@@ -40,6 +40,7 @@ from twohop.lineage import (
     step_code,
     step_of_run,
 )
+from twohop.steps._fetching import fetch
 from twohop.steps._names import declared
 from twohop.steps._step import Job, Part, Step, Summary
 from twohop.store import read_json, sha256_file, write_json
@@ -118,6 +119,7 @@ def _run(call: Call) -> Record | None:
     _limit_threads(call.threads)
     module = importlib.import_module(f"twohop.steps.{call.step}")
     _check_declaration(call, module.STEP)
+    _allow_downloads()
     _use_threads(call.threads)
     if SHARD in call.outputs:
         return _run_shard(call, module, job, code)
@@ -154,6 +156,13 @@ def _run(call: Call) -> Record | None:
     shutil.rmtree(work, ignore_errors=True)
     log.info("%s", _last_line(call, record))
     return record
+
+
+def _allow_downloads() -> None:
+    """A step that uses models may need one that is not on this disk, or not any more."""
+    models = sys.modules.get("twohop.models")
+    if models is not None:
+        models.set_fetcher(fetch)
 
 
 def _run_shard(call: Call, module: Any, job: Job, code: Mapping[str, str]) -> None:
