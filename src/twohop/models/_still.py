@@ -66,6 +66,8 @@ def _class_name(folder: Path) -> str:
             name = json.loads((folder / file).read_text(encoding="utf-8")).get("processor_class")
             if isinstance(name, str):
                 return name
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
     return str(PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(folder, **SAFE).model_type])
