@@ -160,7 +160,8 @@ def attribute(
     with torch.no_grad():
         other = runner.forward(corrupted, capture=wanted)
     run = runner.forward(clean, capture=wanted, grad=True)
-    base = {site: run.activations[site].detach() for site in wanted}
+    # of a model spread over devices
+    base = {site: run.activations[site].detach().to(other.activations[site].device) for site in wanted}
     clean_metric = contrast.metric(run.logits)
     if steps == 1:
         grads = gradients(run, clean_metric, sites)
@@ -178,7 +179,7 @@ def dot(
     change: Float[Tensor, "batch seq width"], grad: Float[Tensor, "batch seq width"], heads: int | None
 ) -> Float[Tensor, "batch seq ..."]:
     """change . gradient over the whole width, or within each head; in double precision."""
-    product = change.double() * grad.double()
+    product = change.double() * grad.to(change.device).double()
     return product.sum(-1) if heads is None else product.unflatten(-1, (heads, -1)).sum(-1)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twohop.errors import ModelError
 from twohop.models._eyes import Eyes
@@ -13,16 +13,6 @@ from twohop.models._prompts import Batch, Picture
 
 FROM_LATER = ("cross_attention_mask",)
 """Inputs that go on for every token that is written; the last row's entry is repeated."""
-
-
-def compute_device(net: nn.Module) -> torch.device:
-    """Where a model's inputs go: its device, or, of a model spread over several, that of its embedding."""
-    net_: Any = net
-    spread: dict[str, Any] | None = getattr(net_, "hf_device_map", None)
-    hook: Any = getattr(net_.get_input_embeddings(), "_hf_hook", None)
-    if spread and getattr(hook, "execution_device", None) is not None:
-        return torch.device(hook.execution_device)
-    return next(net.parameters()).device
 
 
 def assemble(net: Any, eyes: Eyes | None, plain: Batch, seen: Sequence[Picture], dtype: torch.dtype) -> Batch:

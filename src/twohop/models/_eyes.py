@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from twohop.errors import ModelError
+from twohop.models._devices import compute_device
 from twohop.models._frame import END, START, Frame, call, process
 from twohop.models._prompts import Picture
 
@@ -163,7 +164,7 @@ def _joined(parts: Sequence[Any], net: Any) -> Tensor:
             type(net).__name__,
             "give pictures of one size (fetch_images.size_px)",
         )
-    whole = torch.cat(list(parts)).to(net.device)
+    whole = torch.cat(list(parts)).to(compute_device(net))
     return whole.to(net.dtype) if whole.is_floating_point() else whole
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from twohop.errors import ModelError
+from twohop.models._devices import compute_device
 
 TOKENS = 6
 """Length of the pass."""
@@ -107,9 +108,7 @@ def _watch(net: Any, layers: nn.ModuleList, d_model: int) -> list[_Seen]:
     """One pass over a few tokens, without a picture."""
     seen = [_Seen() for _ in layers]
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    ids = torch.arange(1, TOKENS + 1, device=net.get_input_embeddings().weight.device)[None]
-    if ids.device.type == "meta":
-        ids = ids.to("cpu")
+    ids = torch.arange(1, TOKENS + 1, device=compute_device(net))[None]
     shape = (1, TOKENS, d_model)
     try:
         for layer, found in zip(layers, seen, strict=True):

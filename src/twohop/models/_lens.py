@@ -27,13 +27,17 @@ def unembed(
             type(net).__name__,
             f"give residuals of width {decoder.d_model} of a model whose lm_head is linear",
         )
-    normed: Tensor = decoder.stack.norm(resid.to(head.weight))
     weight: Tensor = head.weight
     bias: Tensor | None = getattr(head, "bias", None)
-    if tokens is not None:
-        index = torch.tensor(list(tokens), device=weight.device)
-        weight, bias = weight[index], None if bias is None else bias[index]
-    logits = nn.functional.linear(normed, weight, bias)
+    normed: Tensor = decoder.stack.norm(resid.to(weight.dtype))
+    index = None if tokens is None else torch.tensor(list(tokens))
+    if weight.device.type == "meta":  # its rows are on the disk: the module reads them when it is called
+        logits: Tensor = head(normed)
+        logits = logits if index is None else logits[..., index.to(logits.device)]
+    else:
+        if index is not None:
+            weight, bias = weight[index.to(weight.device)], None if bias is None else bias[index.to(weight.device)]
+        logits = nn.functional.linear(normed.to(weight.device), weight, bias)
     cap = getattr(decoder.config, "final_logit_softcapping", None)
     if cap is not None:  # Gemma-2
         logits = torch.tanh(logits / cap) * cap

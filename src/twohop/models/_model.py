@@ -15,8 +15,9 @@ from twohop.errors import ModelError
 from twohop.models import _generate, _lens
 from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
-from twohop.models._batch import assemble, compute_device
+from twohop.models._batch import assemble
 from twohop.models._card import ModelCard
+from twohop.models._devices import compute_device
 from twohop.models._eyes import Eyes, open_eyes
 from twohop.models._hooks import hooked
 from twohop.models._layout import Layout
@@ -199,7 +200,8 @@ class Model:
                 knocked_out(self.decoder, knockouts, shape[:2]),
             ):
                 logits = self.forward(batch)
-        return Run(logits, found)
+        # of a model spread over devices; with a gradient they stay where the graph is
+        return Run(logits, found if grad else {site: a.to(self.device) for site, a in found.items()})
 
     def shape(self, batch: Batch) -> tuple[int, int, int]:
         """(batch, seq, d_model) of the residual stream."""

@@ -4,19 +4,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.utils import logging
-
 from twohop.errors import ModelError
 from twohop.models._card import ModelCard, read_card
 from twohop.models._frame import find_frame
+from twohop.models._loading import load_net
 from twohop.models._model import Model
 from twohop.models._prepare import cache_root, check_files, ensure_folder
 from twohop.models._processor import load_processor, load_tokenizer, read_config, sees
 from twohop.models._prompts import Tokens
 
-_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _checked: set[tuple[str, str]] = set()
 """Folders whose files this process has compared with a card already."""
 _opened: dict[str, "OpenedModel"] = {}
@@ -44,21 +40,14 @@ def opened() -> list[OpenedModel]:
 
 
 def open_model(card: Path) -> Model:
-    """Load the model that a card describes; bfloat16 on CUDA, float32 on a CPU.
+    """Load the model that a card describes, as its entry's `loading` says; nothing is read that would not fit.
 
     Raises:
         ModelError: the card is no card, or a file is not what it says.
     """
     record = read_card(card)
     folder = checked_folder(record)
-    cuda = torch.cuda.is_available()
-    config = read_config(folder)
-    loader: Any = AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
-    logging.disable_progress_bar()
-    net: Any = loader.from_pretrained(
-        folder, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True, **_SAFE
-    )
-    net = net.to("cuda" if cuda else "cpu")
+    net = load_net(folder, record, cache_root().parent / "offload" / record.folder)
     tokens, processor = _tokens(record, folder)
     model = Model(net, record, tokens, processor)
     if (model.n_layers, model.d_model) != (record.n_layers, record.d_model):
