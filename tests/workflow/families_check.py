@@ -48,7 +48,7 @@ HEAD = """# Families: what works on which
 Each family is a tiny random model with its own config classes, tokenizer and processor. The contract (promises X1 to
 X9) is tested in double precision against plain transformers, its own generation, and nnsight; the study is the whole
 tiny pipeline by Snakemake. A family that is not listed needs no code either if it passes the check at load: the modules
-that write to the residual are found by a short forward pass, and what the processor writes for a picture is read off it.
+that write to the residual are found by a short forward pass; what the processor writes for a picture is read off it.
 """
 
 

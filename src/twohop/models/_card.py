@@ -44,6 +44,8 @@ class ModelCard(Section):
     parameters: int = Field(ge=1)
     n_image_tokens: int = Field(ge=0)
     """Of a picture of the study's size."""
+    picture_px: int | None
+    """Side in pixels of the study's pictures, for which image tokens were counted."""
     image_size: int | None
     """Side in pixels of what the tower sees."""
     image_token_id: int | None

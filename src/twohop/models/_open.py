@@ -12,6 +12,7 @@ from twohop.models._model import Model
 from twohop.models._prepare import cache_root, check_files, ensure_folder
 from twohop.models._processor import load_processor, load_tokenizer, read_config, sees
 from twohop.models._prompts import Tokens
+from twohop.models._self_check import SIDE, check_picture_run
 
 _checked: set[tuple[str, str]] = set()
 """Folders whose files this process has compared with a card already."""
@@ -52,6 +53,8 @@ def open_model(card: Path) -> Model:
     model = Model(net, record, tokens, processor)
     if (model.n_layers, model.d_model) != (record.n_layers, record.d_model):
         raise ModelError("the model's size is not the card's", str(card), "make the card again: prepare_model")
+    if model.eyes is not None:
+        check_picture_run(model, int(record.picture_px or SIDE))
     attention = str(net.config._attn_implementation)
     _opened[record.name] = OpenedModel(
         record.name, record.source, record.revision, str(model.dtype), model.device.type, attention

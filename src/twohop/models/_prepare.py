@@ -336,6 +336,7 @@ def _card(
         parameters=_parameters(path),
         text_layers=[i for i in range(int(text.num_hidden_layers)) if i not in crossed],
         n_image_tokens=seen.n_tokens,
+        picture_px=picture_px if is_vlm else None,
         image_size=seen.image_size,
         image_token_id=seen.token_id,
         image_processor=seen.processor,
