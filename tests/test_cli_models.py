@@ -37,9 +37,10 @@ Twohop = Callable[..., Done]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    for name, layers, tower in (("vlm", 3, True), ("llm", 3, False), ("deep", 4, False)):
+    for name, layers, role in (("vlm", 3, "vlm"), ("llm", 3, "backbone"), ("deep", 4, "backbone")):
         (root / name).mkdir()
-        build_random(root / name, RandomModel(kind="random", seed=0, n_layers=layers, d_model=32), tower, 32)
+        build_random(root / name, RandomModel(kind="random", seed=0, n_layers=layers, d_model=32), None, role, 32)
+        (root / name / "chat_template.jinja").unlink(missing_ok=True)
     shutil.copy(TOP / "params.yaml", root)
     return root
 

@@ -1,5 +1,6 @@
 """A model before its weights are loaded: what a folder says of itself, and every reason against it in one line."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from twohop.errors import ModelError
 from twohop.models import check_folder, compare
 from twohop.models._headers import read_headers
 from twohop.models._random import build_random
+from twohop.models._random_families import VISIONS
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 
@@ -23,9 +25,10 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
-    for name, layers, tower in (("vlm", 3, True), ("llm", 3, False), ("deep", 4, False)):
+    for name, layers, role in (("vlm", 3, "vlm"), ("llm", 3, "backbone"), ("deep", 4, "backbone")):
         (root / name).mkdir()
-        build_random(root / name, RandomModel(kind="random", seed=0, n_layers=layers, d_model=32), tower, 32)
+        build_random(root / name, RandomModel(kind="random", seed=0, n_layers=layers, d_model=32), None, role, 32)
+        (root / name / "chat_template.jinja").unlink(missing_ok=True)
     return root
 
 
@@ -55,6 +58,28 @@ def test_good_folder(made: Path) -> None:
     stored = load_file(made / "vlm/model.safetensors")
     assert found.parameters == sum(t.numel() for t in stored.values())
     assert found.weight_bytes == 4 * found.parameters
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
+@pytest.mark.parametrize("family", [name for name in VISIONS if "-" not in name])
+def test_every_family_and_its_backbone(tmp_path: Path, family: str) -> None:
+    """Tiny models of each: nothing is held against them, and every layer is found under its own spelling."""
+    source = RandomModel(kind="random", seed=0, n_layers=4, d_model=32)
+    folders = {"vlm": tmp_path / "vlm", "backbone": tmp_path / "llm"}
+    for (role, folder), name in zip(folders.items(), (family, VISIONS[family].language), strict=True):
+        folder.mkdir()
+        build_random(folder, source, name, role, 32)
+    vlm, llm = check_folder(folders["vlm"], "vlm", "chat"), check_folder(folders["backbone"], "backbone")
+    if importlib.util.find_spec("torchvision") is None and any("torchvision" in f for f in vlm.faults):
+        pytest.skip("this family's processor needs torchvision")
+    assert vlm.faults == llm.faults == ()
+    assert vlm.n_image_tokens
+    fit = compare(folders["vlm"], folders["backbone"], vlm, llm)
+    assert fit.faults == ()
+    assert fit.distances is not None
+    assert llm.shape is not None
+    assert len(fit.distances) == llm.shape.n_layers
+    assert max(fit.distances) < 1e-6
 
 
 def test_headers_alone_say_the_same(vlm: Path) -> None:
@@ -181,7 +206,7 @@ def test_pictures_are_counted_under_a_template_of_text_alone(vlm: Path, prompt: 
 
 def test_no_processor(vlm: Path) -> None:
     (vlm / "processor_config.json").unlink()
-    assert one_fault(vlm).startswith("processor: cannot be loaded: ")
+    assert one_fault(vlm).startswith("cannot load the processor: ")
 
 
 def test_layers_are_found_under_every_spelling(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ PREPARE = PrepareModel(image_size=32, tower_layers=2)
 ENTRY = ModelEntry.model_validate(
     {
         "role": "backbone",
-        "family": "llama",
         "source": {"kind": "hub", "id": "some/llm", "revision": COMMIT},
         "licence": "none",
     }
@@ -47,8 +46,9 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A language model on the hub, and downloads as jobs do them: in a process of their own."""
     folder = tmp_path / "llm"
     folder.mkdir()
-    build_random(folder, RandomModel(kind="random", seed=0, n_layers=3, d_model=32), False, 32)
+    build_random(folder, RandomModel(kind="random", seed=0, n_layers=3, d_model=32), None, "backbone", 32)
     hub = _fake_hub()
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
     repo = hub.Repo(COMMIT, {p.name: p.read_bytes() for p in folder.iterdir()})
     monkeypatch.setenv("TWOHOP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(TOP / "src"))
@@ -111,7 +111,11 @@ def test_a_job_downloads_what_it_lacks(repo: Any, tmp_path: Path, monkeypatch: p
     """The whole way: command line, runner, a process that downloads, card; the user said nothing of HF_HUB_OFFLINE."""
     for name in ("HF_HUB_OFFLINE", "TWOHOP_HUB_OFFLINE"):
         monkeypatch.delenv(name)
-    params = {"prepare_model": PREPARE.model_dump(), "models.llm": ENTRY.model_dump(mode="json")}
+    params = {
+        "prepare_model": PREPARE.model_dump(),
+        "models.llm": ENTRY.model_dump(mode="json"),
+        "fetch_images.size_px": 224,
+    }
     words = ["prepare_model", "--model", "llm", "--params", json.dumps(params), "--in", "projector"]
     out = ["--out", "card", "out/card.json", "--out", "lineage", "out/lineage.json"]
     done = subprocess.run([sys.executable, "-m", "twohop", *words, *out], capture_output=True, text=True, check=False)

@@ -7,16 +7,14 @@ backbone: the same layers, width, heads and MLPs, and, where both have their wei
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import transformers
-from jinja2 import TemplateError
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -25,26 +23,14 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from twohop.errors import ModelError
+from twohop.models._frame import call, find_frame, template_of
 from twohop.models._headers import HEADER, Headers, read_headers
+from twohop.models._processor import load_processor, load_tokenizer, read_config
 
 Kind = Literal["vlm", "backbone"]
-_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-_LIBRARY_FAULTS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    ImportError,
-    RuntimeError,
-    TemplateError,
-)
-"""What transformers and its templates raise for files that cannot be used."""
 _RISKY = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".msgpack", ".h5")
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Bytes of a number, by the name that headers use; others (8-bit floats) take one."""
-_ASKED = "Which country is this?"
 
 
 @dataclass(frozen=True)
@@ -105,10 +91,13 @@ def check_folder(folder: Path, kind: Kind, prompt: str = "plain", picture_px: in
     config = None if foreign else _config(folder, faults)
     text: Any = None if config is None else config.get_text_config()
     cross = tuple(getattr(text, "cross_attention_layers", None) or ())
-    reader = _Reader(folder, faults) if config is not None else None
+    reader = _Reader(folder, kind, faults) if config is not None else None
     image_id = _image_token_id(config) if kind == "vlm" else None
+    count = None
     if reader is not None:
-        reader.check(kind, image_id, prompt)
+        reader.check_template(prompt)
+        if kind == "vlm" and reader.check_image_token(image_id) and image_id is not None:
+            count = reader.count(image_id, picture_px)
     return Checked(
         kind=kind,
         family=family,
@@ -122,7 +111,7 @@ def check_folder(folder: Path, kind: Kind, prompt: str = "plain", picture_px: in
         dtypes=tuple(dtype for dtype, _ in Counter(t.dtype for t in headers.tensors.values()).most_common()),
         image_token=None if reader is None or image_id is None else reader.spelling(image_id),
         image_token_id=image_id,
-        n_image_tokens=reader.count(image_id, picture_px, prompt) if reader is not None and kind == "vlm" else None,
+        n_image_tokens=count,
         chat_template=reader is not None and reader.template is not None,
         faults=tuple(faults),
     )
@@ -170,14 +159,10 @@ def _weight_faults(folder: Path, headers: Headers) -> Iterator[str]:
 
 def _config(folder: Path, faults: list[str]) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, **_SAFE)
-    except _LIBRARY_FAULTS as error:
-        faults.append(f"config.json: {_first_line(error)}")
+        return read_config(folder)
+    except ModelError as error:
+        faults.append(_one_line(error))
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shape(text: Any, cross: Iterable[int]) -> Shape:
@@ -203,52 +188,53 @@ def _image_token_id(config: Any) -> int | None:
 class _Reader:
     """Tokenizer and processor of a folder; what they lack goes to `faults`."""
 
-    def __init__(self, folder: Path, faults: list[str]) -> None:
-        self._folder, self._faults = folder, faults
-        self._tokenizer: Any = None
-        self._processor: Any = None
+    def __init__(self, folder: Path, kind: Kind, faults: list[str]) -> None:
+        self._faults = faults
+        self._processor = self._loaded(load_processor, folder) if kind == "vlm" else None
+        own: Any = getattr(self._processor, "tokenizer", None)
+        self._tokenizer: Any = own if own is not None else self._loaded(load_tokenizer, folder)
+
+    def _loaded(self, load: Callable[[Path], Any], folder: Path) -> Any:
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **_SAFE)
-        except _LIBRARY_FAULTS as error:
-            faults.append(f"tokenizer: cannot be loaded: {_first_line(error)}")
+            return load(folder)
+        except ModelError as error:
+            self._faults.append(_one_line(error))
+            return None
 
-    def check(self, kind: Kind, image_id: int | None, prompt: str) -> None:
-        if self._tokenizer is None:
+    def check_template(self, prompt: str) -> None:
+        """A chat prompt wants a template that shows the user's text."""
+        if self._tokenizer is None or prompt != "chat":
             return
-        if kind == "vlm":
-            self._check_image_token(image_id)
-            self._load_processor()
-        if prompt == "chat" and self.template is None:
+        if self.template is None:
             self._faults.append("no chat template, and its prompt is chat; write `prompt: plain` (backbone_prompt)")
+            return
+        try:
+            find_frame(self._tokenizer, None, chat=True)
+        except ModelError as error:
+            self._faults.append(_one_line(error))
 
-    def _check_image_token(self, image_id: int | None) -> None:
+    def check_image_token(self, image_id: int | None) -> bool:
+        """Whether the tokenizer has the image token, as one that it added to its vocabulary."""
         if image_id is None:
-            self._faults.append("config.json names no image token (image_token_id)")
-        elif self.spelling(image_id) is None:
+            self._faults.append("config.json names no image token (image_token_id); its family is not supported")
+        elif self._tokenizer is not None and self.spelling(image_id) is None:
             self._faults.append(
                 f"tokenizer: has no token {image_id}, the image token of config.json (it has {len(self._tokenizer)}); "
                 "take the tokenizer that belongs to the model"
             )
-        elif not self._is_special(image_id):
+        elif self._tokenizer is not None and self.spelling(image_id) not in self._tokenizer.get_added_vocab():
             self._faults.append(
                 f"tokenizer: token {image_id}, the image token of config.json, is the plain text "
                 f"{self.spelling(image_id)!r}; take the tokenizer that belongs to the model"
             )
-
-    def _is_special(self, token: int) -> bool:
-        return self.spelling(token) in self._tokenizer.get_added_vocab()
-
-    def _load_processor(self) -> None:
-        try:
-            self._processor = AutoProcessor.from_pretrained(self._folder, backend="pil", **_SAFE)
-        except _LIBRARY_FAULTS as error:
-            self._faults.append(f"processor: cannot be loaded: {_first_line(error)}")
+        else:
+            return self._tokenizer is not None
+        return False
 
     @property
     def template(self) -> str | None:
         """The chat template."""
-        owners = (self._processor, self._tokenizer)
-        return next((t for o in owners if (t := getattr(o, "chat_template", None)) is not None), None)
+        return template_of(self._tokenizer, self._processor)
 
     def spelling(self, token: int) -> str | None:
         """How the tokenizer spells a token; None: it has none of that id."""
@@ -256,36 +242,24 @@ class _Reader:
             return None
         return self._tokenizer.convert_ids_to_tokens(token)
 
-    def count(self, image_id: int | None, picture_px: int, prompt: str) -> int | None:
+    def count(self, image_id: int, picture_px: int) -> int | None:
         """Image tokens that the model's own processor writes for a picture."""
-        if self._processor is None or image_id is None or not self._is_special(image_id):
+        if self._processor is None:
             return None
-        picture = Image.new("RGB", (picture_px, picture_px), (128, 128, 128))
-        failed = f"writes no image token ({image_id}) for a picture"
-        for content in _contents(prompt, self.spelling(image_id)):
-            try:
-                inputs: Any = self._processor(images=[picture], text=[self._text(content)], return_tensors="pt")
-            except _LIBRARY_FAULTS as error:
-                failed = f"cannot read a picture: {_first_line(error)}"
-                continue
-            if found := int((inputs["input_ids"] == image_id).sum()):
-                return found
-        self._faults.append(f"processor: {failed}")
-        return None
-
-    def _text(self, content: Any) -> str:
-        """A prompt: the user's turn, or, where `content` is a tuple, its words as they are."""
-        if not isinstance(content, tuple):
-            return self._processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-        image, words = cast("tuple[str, str]", content)
-        return f"{getattr(self._processor, 'boi_token', None) or image} {words}"
+        blank = Image.new("RGB", (picture_px, picture_px), (128, 128, 128))
+        try:
+            placeholder = find_frame(self._tokenizer, self._processor).placeholder
+            found = int((call(self._processor, placeholder, blank)["input_ids"] == image_id).sum())
+        except ModelError as error:
+            self._faults.append(_one_line(error))
+            return None
+        if found == 0:
+            self._faults.append(f"processor: writes no image token ({image_id}) for a picture")
+        return found or None
 
 
-def _contents(prompt: str, image: str | None) -> list[Any]:
-    """Ways to show a picture and ask: plain, in a template of pictures and text, in one of text alone."""
-    plain = (image, _ASKED)
-    chat: list[Any] = [[{"type": "image"}, {"type": "text", "text": _ASKED}], f"{image}\n{_ASKED}"]
-    return [*chat, plain] if prompt == "chat" else [plain, *chat]
+def _one_line(error: ModelError) -> str:
+    return " ".join(f"{error.what}; {error.todo}".split())
 
 
 # --- a VLM beside its backbone ----------------------------------------------------------------------------------------
