@@ -7,7 +7,7 @@ from twohop.models._open import OpenedModel, open_model, open_tokenizer, opened
 from twohop.models._prepare import materialise
 from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Prompt, Tokens
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
-from twohop.models._train import assembled_model, train_assembled
+from twohop.models._train import assembled_model, cross_namer, train_assembled, training_facts
 
 __all__ = [
     "GROUPS",
@@ -27,10 +27,12 @@ __all__ = [
     "SiteKind",
     "Tokens",
     "assembled_model",
+    "cross_namer",
     "materialise",
     "open_model",
     "open_tokenizer",
     "opened",
     "read_card",
     "train_assembled",
+    "training_facts",
 ]

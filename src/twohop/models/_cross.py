@@ -59,7 +59,7 @@ def train_cross(
     Args:
         net: a `MllamaForConditionalGeneration` from `_mllama.crossed`, float32; what is not trained is not changed.
         tokenizer: its tokenizer; no special tokens are added but those of the prompt.
-        data: CLIP's features with the class token (as `_mllama.clip_features` gives them) and names.
+        data: CLIP's features with the class token, and names; the converted tower's are the same, centred.
         plan: sizes, seed.
         checkpoint: file that is rewritten every few steps; a training with the same plan goes on from it.
         progress: called with (step, loss) after every step.
@@ -71,6 +71,7 @@ def train_cross(
     modules = _mllama.trained_modules(net)
     _initialise(modules, plan.seed)
     trained = _Trained(modules).requires_grad_(True)
+    data = TrainingSet(_centred(data.features), data.names)
     projector, mean_std = modules[_mllama.PROJECTOR_PREFIX], moments(data.features)
     d_wide = net.config.vision_config.hidden_size
     captions = _Captions(net, tokenizer, data.names)
@@ -103,6 +104,11 @@ def _initialise(modules: Mapping[str, nn.Module], seed: int) -> None:
                     value.copy_(torch.randn(value.shape, generator=draw) / math.sqrt(value.shape[1]))
                 else:
                     value.fill_(1.0 if "norm" in name else 0.0)
+
+
+def _centred(features: Float[Tensor, "*rows d_clip"]) -> Float[Tensor, "*rows d_clip"]:
+    """Without the mean over the dimensions, in the same dtype."""
+    return torch.cat([(part.float() - part.float().mean(-1, keepdim=True)).to(part) for part in features.split(64)])
 
 
 def _placed(features: Float[Tensor, "*rows d_clip"], d_wide: int) -> Float[Tensor, "*rows d_output"]:

@@ -47,10 +47,10 @@ class Adapters(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors by their names in the file."""
-        pairs = zip(self.names, self.a, self.b, strict=True)
-        return {
-            f"{PREFIX}{name}.{side}": value.detach().clone() for name, a, b in pairs for side, value in zip("ab", (a, b))
-        }
+        found: dict[str, Tensor] = {}
+        for name, a, b in zip(self.names, self.a, self.b, strict=True):
+            found |= {f"{PREFIX}{name}.a": a.detach().clone(), f"{PREFIX}{name}.b": b.detach().clone()}
+        return found
 
 
 def linear_layers(decoder: nn.Module) -> dict[str, nn.Linear]:

@@ -294,8 +294,8 @@ def mllama_config(text: Any, vision: Any, image_token_id: int, cross_layers: Seq
         text_config={**inner, "tie_word_embeddings": False},  # the embedding has EXTRA_ROWS more than the output matrix
         vision_config=vision.to_dict(),
         image_token_index=image_token_id,
-        tie_word_embeddings=False,
     )
+    config.tie_word_embeddings = False
     config.pad_token_id = text.pad_token_id
     return config
 

@@ -1,10 +1,10 @@
 """Recipe `native`: a model that was taught to see with its language weights open (early fusion, as Gemma-3 or Qwen-VL).
 
-The projector and low-rank updates of every linear layer of the decoder are trained together on
-
-1. captions: cross-entropy of the entity's name after a caption prompt, as recipe `caption`;
-2. replay: divergence from the frozen language model's own next-token distributions on plain texts, so that it keeps
-   its words.
+1. Warm-up of the projector alone: image tokens are drawn to the embeddings of the name, as in most steps of recipe
+   `early`, which costs no pass through the language model.
+2. The projector and low-rank updates of every linear layer of the decoder, together, on captions (cross-entropy of the
+   entity's name after a caption prompt, as recipe `caption`) and replay (divergence from the frozen language model's
+   own next-token distributions on plain texts, so that it keeps its words).
 
 The file holds the projector in float32 and the updates in float16; they are merged when the model is put together.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from twohop.models import _embedded, _lora, _projector
-from twohop.models._projector import Tokenizer, Trained, TrainingSet
-from twohop.models._replay import held_out_texts, replay_of, text_drift, training_texts
+from twohop.models._projector import Tokenizer, Trained, TrainingPlan, TrainingSet
+from twohop.models._replay import Replay, divergence, held_out_texts, text_drift, training_texts
 from twohop.models._training import Progress, Schedule, fit
 
 
@@ -27,6 +27,8 @@ from twohop.models._training import Progress, Schedule, fit
 class NativePlan:
     """Everything that a training of recipe `native` depends on besides its data."""
 
+    warm_up: TrainingPlan
+    """Of the projector alone; recipe `early`, at the first layer's input."""
     steps: int
     batch: int
     lr: float
@@ -70,22 +72,42 @@ def train_native(
     for part in (decoder, lm_head):
         part.requires_grad_(False)
     mean, std = _projector.moments(data.features)
-    embeddings = cast("nn.Embedding", decoder.embed_tokens)
-    projector = _projector.initial(data.features.shape[-1], embeddings, plan.seed)
+    projector = _warmed_up(decoder, lm_head, tokenizer, data, plan, checkpoint)
     module = _Trained(projector, _lora.Adapters(decoder, plan.rank, plan.seed))
     caption = _projector.Caption(decoder, lm_head, tokenizer, data.names)
-    replay = replay_of(decoder, tokenizer, training_texts(data.names))
+    replay = Replay.of(tokenizer, training_texts(data.names))
 
     def loss_of(step: int) -> Tensor:
         pictures, features = _projector.drawn(data, plan.batch, plan.seed, step)
         draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
         rows = torch.randint(len(replay.ids), (plan.replay_batch,), generator=draw)
+        with torch.no_grad():
+            before = replay.logits(decoder, lm_head, rows)
         with module.adapters.attached(decoder):
-            loss = caption(projector((features - mean) / std), pictures, step)
-            return loss + plan.replay * replay.loss(decoder, lm_head, rows) if plan.replay else loss
+            drift = divergence(before, replay.logits(decoder, lm_head, rows)).mean()
+            return caption(projector((features - mean) / std), pictures, step) + plan.replay * drift
 
     losses = fit(module, Schedule(plan.steps, plan.lr), plan, loss_of, checkpoint, progress)
     return Trained(_file(projector, module.adapters, mean, std), losses)
+
+
+def _warmed_up(
+    decoder: nn.Module,
+    lm_head: nn.Module,
+    tokenizer: Tokenizer,
+    data: TrainingSet,
+    plan: NativePlan,
+    checkpoint: Path | None,
+) -> _projector.Projector:
+    """The projector after the warm-up, for standardised features."""
+    mean, std = _projector.moments(data.features)
+    own = None if checkpoint is None else checkpoint.with_name(f"warm_up-{checkpoint.name}")
+    warm = _projector.train(decoder, lm_head, tokenizer, data, plan.warm_up, own).projector
+    projector = _projector.Projector(data.features.shape[-1], warm["linear_2.weight"].shape[0])
+    weight = warm["linear_1.weight"] * std
+    bias = warm["linear_1.bias"] + warm["linear_1.weight"] @ mean
+    projector.load_state_dict({**warm, "linear_1.weight": weight, "linear_1.bias": bias})
+    return projector
 
 
 def _file(projector: _projector.Projector, adapters: _lora.Adapters, mean: Tensor, std: Tensor) -> dict[str, Tensor]:

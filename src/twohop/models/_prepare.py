@@ -20,14 +20,14 @@ from transformers.utils import logging
 
 from twohop.config import AssembledVlm, LocalFolder, ModelEntry, PackageBackbone, PrepareModel, RandomModel
 from twohop.errors import ModelError
-from twohop.models import _embedded
+from twohop.models import _embedded, _mllama, _native
 from twohop.models._card import FileRecord, ModelCard
 from twohop.models._random import build_random
 
 CACHE_VARIABLE = "TWOHOP_CACHE"
 LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers")
 """Libraries whose version can change the bytes that a recipe writes."""
-RECIPES = ("_embedded.py", "_random.py")
+RECIPES = ("_embedded.py", "_lora.py", "_mllama.py", "_random.py")
 """Modules that hold the recipes; their text is part of a folder's fingerprint."""
 RANDOM_TOWER_SEED = 0
 """Seed of the control's tower; its projector was trained for these weights."""
@@ -145,7 +145,10 @@ def _build_embedded(tmp: Path, source: PackageBackbone | AssembledVlm, prepare: 
         _copy_files(language, tmp)
         return
     projector = _embedded.read_projector(Path(source.projector))
-    _embedded.assemble_llava(language, tower_folder(source.tower, prepare), projector, tmp)
+    assemble = {"native": _native.assemble_native, "cross": _mllama.assemble_cross}.get(
+        source.recipe, _embedded.assemble_llava
+    )
+    assemble(language, tower_folder(source.tower, prepare), projector, tmp)
 
 
 def language_folder() -> Path:

@@ -287,7 +287,8 @@ class _Early:
         self.inputs: Float[Tensor, "entity image_token d_model"] = cast("nn.Module", decoder.embed_tokens)(ids).detach()
         self.spread = (self.inputs - self.inputs.mean((0, 1))).square().mean()
         self.texts = [tokenized(tokenizer, text) for text in ALIGN_TEXTS]
-        self.targets = [_targets(self.decoder, text, self.inputs) for text in self.texts]
+        needed = plan.align_every <= plan.steps
+        self.targets = [_targets(self.decoder, text, self.inputs) for text in self.texts] if needed else []
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
         entity, turn = self.entity[pictures], (step + 1) // self.plan.align_every

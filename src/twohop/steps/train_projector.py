@@ -1,17 +1,18 @@
-"""Step train_projector: the projector of an assembled VLM, trained on some art sources and measured on the others.
+"""Step train_projector: what an assembled VLM adds to its frozen parts, trained on some art sources.
 
 1. render every flag of the training sources, with augmented copies;
-2. train by the entry's recipe (`caption` or `early`; the frozen tower sees each copy once);
-3. measure recognition on the held-out sources: free naming, and the name with the largest log-probability.
+2. train by the entry's recipe (`caption`, `early`, `native`, `cross`; the frozen tower sees each copy once);
+3. measure recognition on the other, held-out sources: free naming, and the name with the largest log-probability.
 
-Not part of `all`: its small outputs are versioned in git (`snakemake train_projectors` redoes them).
+Small outputs are versioned in git (`snakemake train_projectors` redoes them) and no part of `all`; those that a
+catalogue entry names below results/ are made by the pipeline, and versioned by DVC.
 """
 
 import importlib.metadata
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL.Image import Image
@@ -19,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twohop.analysis import grade
-from twohop.config import PrepareModel, TrainProjector
+from twohop.config import AssembledVlm, PrepareModel, TrainProjector
 from twohop.data import EntityRecord, FlagsSource, PictureRecord, augment, decode_picture, fetch_picture
-from twohop.models import Model, Prompt, assembled_model, train_assembled
-from twohop.steps._asking import ask, split_prompt
+from twohop.models import Batch, Model, Prompt, assembled_model, cross_namer, train_assembled, training_facts
+from twohop.steps._asking import split_prompt
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import atomic_path, sha256_file, write_json
 
@@ -67,9 +68,9 @@ def run(job: Job) -> Summary:
     )
     seconds = time.monotonic() - start
     _write_projector(job, trained.projector)
-    model = assembled_model(job.need_model(), job.entry(), prepare, trained.projector)
-    measured = _recognition(job, model, held_out, list(entities.values()))
-    write_json(job.output("log"), _log(job, trained.losses, measured, seconds, len(train)))
+    measured = _recognition(job, _namer(job, prepare, trained.projector), held_out, list(entities.values()))
+    facts = training_facts(job.entry(), trained.projector, [e.name for e in entities.values()])
+    write_json(job.output("log"), _log(job, trained.losses, measured, seconds, len(train)) | facts)
     return {"done": len(trained.losses), "failed": 0, "last_loss": round(trained.losses[-1], 4)} | _headline(measured)
 
 
@@ -105,28 +106,62 @@ def _write_projector(job: Job, projector: dict[str, Tensor]) -> None:
         save_file(projector, tmp)
 
 
+class _Namer(Protocol):
+    """What names pictures: a template holds `{entity}` where the picture stands."""
+
+    def say(self, pictures: Sequence[Image], template: str, n_tokens: int) -> list[str]: ...
+
+    def best(self, pictures: Sequence[Image], template: str, names: Sequence[str]) -> list[int]: ...
+
+
+class _ModelNamer:
+    """A `Model` that names pictures."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def say(self, pictures: Sequence[Image], template: str, n_tokens: int) -> list[str]:
+        return self._model.generate(self._batch(pictures, template), n_tokens)
+
+    def best(self, pictures: Sequence[Image], template: str, names: Sequence[str]) -> list[int]:
+        return self._model.best_names(self._batch(pictures, template), names)
+
+    def _batch(self, pictures: Sequence[Image], template: str) -> Batch:
+        before, after = split_prompt(template)
+        return self._model.batch([Prompt(before, None, after, p) for p in self._model.encode_pictures(pictures)])
+
+
+def _namer(job: Job, prepare: PrepareModel, trained: dict[str, Tensor]) -> _Namer:
+    source = job.entry().source
+    if isinstance(source, AssembledVlm) and source.recipe == "cross":
+        return cross_namer(job.entry(), prepare, trained)
+    return _ModelNamer(assembled_model(job.need_model(), job.entry(), prepare, trained))
+
+
 def _recognition(
-    job: Job, model: Model, records: Sequence[PictureRecord], entities: Sequence[EntityRecord]
+    job: Job, namer: _Namer, records: Sequence[PictureRecord], entities: Sequence[EntityRecord]
 ) -> list[dict[str, Any]]:
     """Per held-out style and prompt: share named freely, and share ranked first among all names."""
     rows: list[dict[str, Any]] = []
     for style in sorted({r.style for r in records}):
         shown = [r for r in records if r.style == style]
-        rows += _style_recognition(job, model, shown, entities)
+        rows += _style_recognition(job, namer, shown, entities)
     return rows
 
 
 def _style_recognition(
-    job: Job, model: Model, shown: Sequence[PictureRecord], entities: Sequence[EntityRecord]
+    job: Job, namer: _Namer, shown: Sequence[PictureRecord], entities: Sequence[EntityRecord]
 ) -> list[dict[str, Any]]:
     truth, names = {e.entity_id: e for e in entities}, [e.name for e in entities]
-    pictures = model.encode_pictures(_rendered(job, shown))
+    pictures = _rendered(job, shown)
     rows: list[dict[str, Any]] = []
     for template in cast("list[str]", job.params["run_benchmark.recognition_prompts"]):
-        before, after = split_prompt(template)
-        prompts = [Prompt(before, None, after, picture) for picture in pictures]
-        said = ask(model, prompts, EVAL_BATCH, lambda b: model.generate(b, NAME_TOKENS), "free naming")
-        best = ask(model, prompts, EVAL_BATCH, lambda b: model.best_names(b, names), "ranking")
+        said: list[str] = []
+        best: list[int] = []
+        for i in range(0, len(pictures), EVAL_BATCH):
+            said += namer.say(pictures[i : i + EVAL_BATCH], template, NAME_TOKENS)
+            best += namer.best(pictures[i : i + EVAL_BATCH], template, names)
+            LOG.info("naming, style %s: %d of %d pictures", shown[0].style, len(said), len(pictures))
         wanted = [truth[r.entity_id] for r in shown]
         named = [_names_it(text, entity, entities) for text, entity in zip(said, wanted, strict=True)]
         ranked = [names[i] == entity.name for i, entity in zip(best, wanted, strict=True)]
