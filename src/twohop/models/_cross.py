@@ -156,7 +156,10 @@ def prompt_ids(tokenizer: Tokenizer, config: Any, template: str, first_token: bo
 def seen(
     net: Any, ids: Int[Tensor, "batch seq"], states: Float[Tensor, "batch image_token d_model"]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Residuals after the final norm; tokens from the picture token on attend to the picture, as the processor says."""
+    """Residuals after the final norm, with the mask that the processor gives: open from the picture token on.
+
+    To tokens before it, `MllamaForConditionalGeneration` closes the feed-forward part of a cross-attention layer only.
+    """
     shown = (ids == net.config.image_token_id).long().cumsum(1).clamp_max(1)
     out = net.model(
         input_ids=ids, cross_attention_states=states, cross_attention_mask=shown[:, :, None, None], use_cache=False

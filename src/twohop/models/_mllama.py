@@ -118,18 +118,10 @@ def converted_tower(tower: Any) -> Any:
 
     Its output is (batch, image, tile, patch, 2 * d_wide): the normed features, then CLIP's `last_hidden_state` (class
     token first) less its mean; `clip_features` takes the latter out.
-
-    Raises:
-        ModelError: the number of patches and the class token need no padding, where Mllama's own mask fails.
     """
     from transformers import MllamaVisionModel
 
-    config = vision_config(tower.config)
-    n_tokens = (config.image_size // config.patch_size) ** 2 + 1
-    if n_tokens % 8 == 0:  # its mask then blocks everything (`[-0:]`)
-        what = f"{n_tokens} tokens per picture, a multiple of 8, which MllamaVisionModel cannot mask"
-        raise ModelError(what, "prepare_model.image_size", "take another size, e.g. 64")
-    model: Any = MllamaVisionModel(config).float().eval()
+    model: Any = MllamaVisionModel(vision_config(tower.config)).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
