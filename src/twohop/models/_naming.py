@@ -22,6 +22,12 @@ class CrossNamer:
     def __init__(self, net: Any, processor: Any) -> None:
         self.net, self.processor, self.tokenizer = net.eval(), processor, processor.tokenizer
 
+    def name(
+        self, pictures: Sequence[Image], template: str, names: Sequence[str], n_tokens: int
+    ) -> tuple[list[str], list[int]]:
+        """What it writes freely, and the index of the most likely name, per picture."""
+        return self.say(pictures, template, n_tokens), self.best(pictures, template, names)
+
     @torch.no_grad()
     def say(self, pictures: Sequence[Image], template: str, n_tokens: int) -> list[str]:
         """The first line of a greedy answer to the template, with a picture in the place of `{entity}`."""

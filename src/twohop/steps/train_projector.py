@@ -22,7 +22,7 @@ from torch import Tensor
 from twohop.analysis import grade
 from twohop.config import AssembledVlm, PrepareModel, TrainProjector
 from twohop.data import EntityRecord, FlagsSource, PictureRecord, augment, decode_picture, fetch_picture
-from twohop.models import Batch, Model, Prompt, assembled_model, cross_namer, train_assembled, training_facts
+from twohop.models import Model, Prompt, assembled_model, cross_namer, train_assembled, training_facts
 from twohop.steps._asking import split_prompt
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import atomic_path, sha256_file, write_json
@@ -109,9 +109,11 @@ def _write_projector(job: Job, projector: dict[str, Tensor]) -> None:
 class _Namer(Protocol):
     """What names pictures: a template holds `{entity}` where the picture stands."""
 
-    def say(self, pictures: Sequence[Image], template: str, n_tokens: int) -> list[str]: ...
-
-    def best(self, pictures: Sequence[Image], template: str, names: Sequence[str]) -> list[int]: ...
+    def name(
+        self, pictures: Sequence[Image], template: str, names: Sequence[str], n_tokens: int
+    ) -> tuple[list[str], list[int]]:
+        """What it writes freely, and the index of the most likely name."""
+        ...
 
 
 class _ModelNamer:
@@ -120,15 +122,13 @@ class _ModelNamer:
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def say(self, pictures: Sequence[Image], template: str, n_tokens: int) -> list[str]:
-        return self._model.generate(self._batch(pictures, template), n_tokens)
-
-    def best(self, pictures: Sequence[Image], template: str, names: Sequence[str]) -> list[int]:
-        return self._model.best_names(self._batch(pictures, template), names)
-
-    def _batch(self, pictures: Sequence[Image], template: str) -> Batch:
+    def name(
+        self, pictures: Sequence[Image], template: str, names: Sequence[str], n_tokens: int
+    ) -> tuple[list[str], list[int]]:
         before, after = split_prompt(template)
-        return self._model.batch([Prompt(before, None, after, p) for p in self._model.encode_pictures(pictures)])
+        rows = self._model.encode_pictures(pictures)
+        batch = self._model.batch([Prompt(before, None, after, row) for row in rows])
+        return self._model.generate(batch, n_tokens), self._model.best_names(batch, names)
 
 
 def _namer(job: Job, prepare: PrepareModel, trained: dict[str, Tensor]) -> _Namer:
@@ -159,12 +159,12 @@ def _style_recognition(
         said: list[str] = []
         best: list[int] = []
         for i in range(0, len(pictures), EVAL_BATCH):
-            said += namer.say(pictures[i : i + EVAL_BATCH], template, NAME_TOKENS)
-            best += namer.best(pictures[i : i + EVAL_BATCH], template, names)
+            free, ranked = namer.name(pictures[i : i + EVAL_BATCH], template, names, NAME_TOKENS)
+            said, best = said + free, best + ranked
             LOG.info("naming, style %s: %d of %d pictures", shown[0].style, len(said), len(pictures))
         wanted = [truth[r.entity_id] for r in shown]
         named = [_names_it(text, entity, entities) for text, entity in zip(said, wanted, strict=True)]
-        ranked = [names[i] == entity.name for i, entity in zip(best, wanted, strict=True)]
+        first = [names[i] == entity.name for i, entity in zip(best, wanted, strict=True)]
         rows.append(
             {
                 "style": shown[0].style,
@@ -172,7 +172,7 @@ def _style_recognition(
                 "prompt": template,
                 "n": len(shown),
                 "named": float(np.mean(named)),
-                "ranked": float(np.mean(ranked)),
+                "ranked": float(np.mean(first)),
             }
         )
     return rows
