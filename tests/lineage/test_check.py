@@ -11,7 +11,7 @@ import pytest
 from records import BLANK, read_by, write_run
 from twohop.config import load_params
 from twohop.errors import TwohopError
-from twohop.lineage import check_cache, find_stale, read_sound_records, step_code, verify
+from twohop.lineage import InputFile, OutputFile, check_cache, find_stale, read_sound_records, step_code, verify
 from twohop.lineage._check import locked_files
 from twohop.store import sha256_file, write_json
 
@@ -114,6 +114,15 @@ def test_a04_a_param_that_is_gone_is_named(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests/tiny/params.yaml", "params.yaml")
     write_run(Path("results/make"), "run-1", {"x.bin": "x"}, params={"models.gone": {"role": "vlm"}})
     assert _stale(Path("params.yaml")) == ["out of date: params models.gone is gone from params.yaml"]
+
+
+@pytest.mark.parametrize(("projector", "stale"), [("results/train_projector/m/p", 1), ("data/models/m/p", 0)])
+def test_a04_a_training_is_out_of_date_only_where_the_pipeline_does_it(projector: str, stale: int) -> None:
+    made = OutputFile("projector", "results/train_projector/m/p", "0" * 64, 1)
+    read = InputFile("other", "no/such/file", "0" * 64, None)
+    params = {"models.m": {"source": {"projector": projector}}}
+    record = replace(BLANK, step="train_projector", model="m", params=params, outputs=(made,), inputs=(read,))
+    assert len(find_stale([record], None)) == stale
 
 
 def test_a04_changed_code_is_named_by_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from twohop.errors import DataError
-from twohop.models import _projector
+from twohop.models import _projector, _training
 from twohop.models._projector import Projector, TrainingPlan, TrainingSet, first_layers, project, train
 
 NAMES = ("Chad", "Peru", "Mali", "North Chad")
@@ -73,7 +73,7 @@ def test_standardisation_is_folded_into_the_first_layer():
     torch.manual_seed(0)
     projector, features = Projector(D_VISION, D_MODEL), 5 + 3 * torch.randn(7, D_VISION)
     mean, std = features.mean(0), features.std(0)
-    folded = _projector._folded(projector, mean, std)
+    folded = _projector.folded(projector, mean, std)
     assert torch.allclose(projector((features - mean) / std), project(folded, features), atol=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(llama, data):
 
 @pytest.mark.parametrize("recipe", ["caption", "early"])
 def test_killed_training_goes_on_to_the_same_result(llama, data, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(_projector, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(_training, "CHECKPOINT_EVERY", 2)
     whole = run(llama, data, plan(recipe, steps=7))
 
     def killed(step, loss):
@@ -106,7 +106,7 @@ def test_killed_training_goes_on_to_the_same_result(llama, data, recipe, tmp_pat
 
 
 def test_checkpoint_of_another_plan_is_not_used(llama, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(_projector, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(_training, "CHECKPOINT_EVERY", 1)
     run(llama, data, plan("early", steps=2), checkpoint=tmp_path / "c.pt")
     fresh = run(llama, data, plan("early", steps=3), checkpoint=tmp_path / "c.pt")
     assert fresh.losses == run(llama, data, plan("early", steps=3)).losses
@@ -150,13 +150,13 @@ def test_contrast_is_small_only_for_the_right_entity():
 
 def test_caption_loss_is_the_language_models_own(llama):
     """Against the plain forward pass of "before image after name."."""
-    caption = _projector._Caption(llama.model, llama.lm_head, Letters(), ("Chad", "North Chad"))
+    caption = _projector.Caption(llama.model, llama.lm_head, Letters(), ("Chad", "North Chad"))
     image, text = torch.randn(2, N_IMAGE, D_MODEL), caption.texts[0]
     expected, count = 0.0, 0
     for row, name in zip(image, ("Chad", "North Chad"), strict=True):
         target = caption.targets[name]
         after = torch.tensor([[*text.after, *target]])
-        embeds = _projector._with_text(llama.model.embed_tokens, text.before, row[None], after)
+        embeds = _projector.with_text(llama.model.embed_tokens, text.before, row[None], after)
         logits = llama(inputs_embeds=embeds).logits[0].log_softmax(-1)
         expected -= float(sum(logits[-len(target) - 1 + i, token] for i, token in enumerate(target)))
         count += len(target)

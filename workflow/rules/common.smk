@@ -42,6 +42,12 @@ CARD = "results/prepare_model/{model}/card.json"
 
 
 ASSEMBLED = [m for m in MODELS if PARAMS.models[m].source.kind == "assembled"]
+TRAINED = "results/train_projector/{model}/projector.safetensors"
+IN_GIT = [
+    m
+    for m in ASSEMBLED
+    if PARAMS.models[m].source.projector != TRAINED.format(model=m)
+]
 
 
 def one_of(*groups):
@@ -87,7 +93,7 @@ def of_backbone(pattern):
 
 
 def projector_of(wildcards):
-    """The projector that git holds, for models that have one."""
+    """The trained part of models that have one: git holds it, or, for those that say so, rule train_projector."""
     return getattr(PARAMS.models[wildcards.model].source, "projector", [])
 
 

@@ -1,9 +1,9 @@
-# Models: a card for each entry of the catalogue, and, on request, the projectors.
+# Models: a card for each entry of the catalogue, and the projectors.
 #
 # inputs:  data/models/{model}/projector.safetensors (git; assembled models)
 # outputs: results/prepare_model/{model}/card.json
-#          results/train_projector/{model}/projector.safetensors, on request
-# steps:   prepare_model
+#          results/train_projector/{model}/projector.safetensors, on request or where the model's entry names this file
+# steps:   train_projector -> prepare_model (models whose entry says so; too large for git, DVC versions it)
 #          train_projector -> train_projectors (copies to data/models; `snakemake --cores all train_projectors`)
 #
 # No rule makes what lies in data/models, so that a finished projector is never trained again by itself.
@@ -34,7 +34,7 @@ rule prepare_model:
 
 rule train_projector:
     output:
-        projector="results/train_projector/{model}/projector.safetensors",
+        projector=TRAINED,
         log="results/train_projector/{model}/log.json",
         lineage="results/train_projector/{model}/lineage.json",
     log:
@@ -43,7 +43,7 @@ rule train_projector:
         model=one_of(ASSEMBLED),
     threads: CORES
     resources:
-        mem_mb=3000,
+        mem_mb=5000,
         runtime=240,
     params:
         call=lineage.arguments,
@@ -57,7 +57,7 @@ rule train_projector:
 
 rule train_projectors:
     input:
-        per_model("results/train_projector/{model}/projector.safetensors", ASSEMBLED),
+        per_model(TRAINED, IN_GIT),
     log:
         "logs/train_projectors.log",
     message:

@@ -2,9 +2,11 @@
 
 from twohop.config._analysis import (
     CaptionRecipe,
+    CrossRecipe,
     EarlyRecipe,
     ExtractActivations,
     MeasureResolution,
+    NativeRecipe,
     PatchActivations,
     PlotFigures,
     PrepareModel,
@@ -39,6 +41,7 @@ __all__ = [
     "AssembledVlm",
     "BuildQuestions",
     "CaptionRecipe",
+    "CrossRecipe",
     "CurateEntities",
     "EarlyRecipe",
     "ExtractActivations",
@@ -49,6 +52,7 @@ __all__ = [
     "MeasureResolution",
     "ModelEntry",
     "ModelSize",
+    "NativeRecipe",
     "Needs",
     "PackageBackbone",
     "Params",

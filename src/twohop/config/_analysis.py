@@ -52,8 +52,49 @@ class EarlyRecipe(Section):
     """Weight of the residuals of the text that follows the picture."""
 
 
+class NativeRecipe(Section):
+    """Early fusion: projector and low-rank updates of the language model, on captions mixed with text replay."""
+
+    warm_up: int = Field(ge=1)
+    """Steps before that of the projector alone, as recipe `early` (its `batch`, `lr`, `contrast`) at the input."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch: int = Field(ge=1)
+    """Pictures per step."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    rank: int = Field(ge=1, le=64)
+    """Rank of the update of every linear layer."""
+    replay: float = Field(ge=0)
+    """Weight of the divergence from the frozen language model on plain texts."""
+    replay_batch: int = Field(ge=1)
+    """Plain texts per step."""
+
+
+class CrossRecipe(Section):
+    """Gated cross-attention layers between the frozen language model's own, trained on captions."""
+
+    layers: list[Layer] = Field(min_length=1)
+    """Indices of the new layers among all layers, ascending; the language model's own move up."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch: int = Field(ge=1)
+    """Pictures per step."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    gate_speed: float = Field(gt=0)
+    """Learning rate of the gates, which start at 0, in units of `lr`."""
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: list[int]) -> list[int]:
+        if sorted(set(layers)) != layers:
+            raise ValueError(f"is {layers}; allowed: ascending, each once")
+        return layers
+
+
 class TrainProjector(Section):
-    """Training of the assembled VLMs' projectors."""
+    """Training of what an assembled VLM adds to its frozen parts: a projector, and what its recipe adds to that."""
 
     train_sources: list[ArtSource] = Field(min_length=1)
     """Art sources seen in training; the source of `build_questions.style` must not be among them."""
@@ -63,6 +104,10 @@ class TrainProjector(Section):
     """Recipe `caption`."""
     early: EarlyRecipe
     """Recipe `early`."""
+    native: NativeRecipe
+    """Recipe `native`."""
+    cross: CrossRecipe
+    """Recipe `cross`."""
     seed: int = Field(ge=0)
     """Seed of the initial weights, the order of pictures and the augmentation."""
 

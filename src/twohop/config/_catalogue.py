@@ -1,5 +1,6 @@
 """The models catalogue: which model is which, where it comes from, and what it is compared with."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,17 +19,24 @@ class PackageBackbone(Section):
     """Import name of the package that carries the weights."""
 
 
+Recipe = Literal["caption", "early", "native", "cross"]
+RECIPE_FAMILIES: Mapping[Recipe, str] = {"caption": "llava", "early": "llava", "native": "llava", "cross": "mllama"}
+"""Transformers' model_type of what each recipe makes."""
+
+
 class AssembledVlm(Section):
-    """A LLaVA checkpoint put together from a frozen tower, a trained projector and a frozen backbone."""
+    """A checkpoint put together from a tower, a backbone and what `train_projector` trained between them."""
 
     kind: Literal["assembled"]
-    """Put together here, LLaVA style."""
+    """Put together here: a Llava model, or a Mllama one (recipe `cross`)."""
     tower: Literal["clip-b16", "random"]
     """Vision tower: CLIP ViT-B/16 of the lock's package, or the same architecture with random weights (the control)."""
     projector: str
-    """Path of the projector's safetensors file, as `train_projector` writes it."""
-    recipe: Literal["caption", "early"]
-    """How `train_projector` trains the projector."""
+    """Path of the projector's safetensors file: in data/models, where git holds it, or
+    results/train_projector/{model}/projector.safetensors, which the pipeline trains by itself when it is absent."""
+    recipe: Recipe
+    """How `train_projector` trains it: `caption` and `early` the projector alone, `native` the language model too,
+    `cross` cross-attention layers."""
 
 
 class RandomModel(Section):

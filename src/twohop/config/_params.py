@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from twohop.config import _analysis as a
 from twohop.config import _data as d
 from twohop.config._base import Section
-from twohop.config._catalogue import ModelEntry
+from twohop.config._catalogue import RECIPE_FAMILIES, ModelEntry
 from twohop.config._engines import HashCode
 from twohop.config._short import is_usable
 
@@ -23,8 +23,15 @@ STYLE_SOURCES: Mapping[str, str] = {
 """Art source of every rendering style."""
 
 
-MAKES: Mapping[str, str] = {"package": "llama", "assembled": "llava"}
-"""Family that a kind of source always makes."""
+TRAINED_BY_RULE = "results/train_projector/"
+"""Below it lie projectors that the pipeline makes; those elsewhere are given."""
+
+
+def made_family(entry: ModelEntry) -> str | None:
+    """Family that the entry's source always makes; None when the source has its own."""
+    if entry.source.kind == "assembled":
+        return RECIPE_FAMILIES[entry.source.recipe]
+    return "llama" if entry.source.kind == "package" else None
 
 
 class Params(Section):
@@ -95,11 +102,12 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
         yield from _same_weights_problems(name, entry, models)
         if entry.source.kind == "random" and entry.family is None:
             yield f"{at}.family: is absent; a random model is built of the family that is named here"
-        kind, makes = entry.source.kind, MAKES.get(entry.source.kind)
+        kind, makes = entry.source.kind, made_family(entry)
         if makes is not None and (entry.role == "backbone") != (makes == "llama"):
             yield f"{at}.source.kind: is {kind!r}; allowed: package for a backbone, assembled for a vlm"
         elif makes is not None and entry.family not in (makes, None):
-            yield f"{at}.family: is {entry.family!r}; allowed: {makes}, which source kind {kind} makes"
+            yield f"{at}.family: is {entry.family!r}; allowed: {makes}, which {_what_makes(entry)} makes"
+        yield from _projector_problems(name, entry)
         if entry.source.kind == "assembled" and entry.backbone in backbones:
             kind = models[entry.backbone].source.kind
             if kind != "package":  # the language model that is wired in is the embedded one
@@ -115,6 +123,20 @@ def _same_weights_problems(name: str, entry: ModelEntry, models: Mapping[str, Mo
         yield f"{at}: is {other!r}; allowed: a model that names {name} as its backbone"
     elif models[other].source != entry.source:
         yield f"{at}: is {other!r}, whose source is another one; allowed: a model of the same source"
+
+
+def _what_makes(entry: ModelEntry) -> str:
+    kind = f"source kind {entry.source.kind}"
+    return f"{kind} with recipe {entry.source.recipe}" if entry.source.kind == "assembled" else kind
+
+
+def _projector_problems(name: str, entry: ModelEntry) -> Iterator[str]:
+    """A projector that the pipeline trains is the model's own: no rule makes another name for it."""
+    if entry.source.kind != "assembled" or not entry.source.projector.startswith(TRAINED_BY_RULE):
+        return
+    own = f"{TRAINED_BY_RULE}{name}/projector.safetensors"
+    if entry.source.projector != own:
+        yield f"models.{name}.source.projector: is {entry.source.projector!r}; allowed below results/: {own}"
 
 
 def _prompt_problems(p: Params) -> Iterator[str]:

@@ -90,12 +90,12 @@ def _strays(folder: Path, known: set[Path]) -> list[Path]:
 def find_stale(records: Iterable[Record], params: Params | None, hashes: Hashes | None = None) -> list[Fault]:
     """Runs whose params, code or inputs are no longer what their record says; one fault each, with what differs.
 
-    Trained projectors are left out: git holds them, and no run makes them again by itself.
+    Trained projectors that git holds are left out: no run makes them again by itself.
     """
     codes: dict[str, Mapping[str, str]] = {}
     hashes = hashes or Hashes()
     faults: list[Fault] = []
-    for record in (r for r in records if r.step != _TRAINING):
+    for record in (r for r in records if not _on_request(r)):
         if record.code and record.step not in codes:
             codes[record.step] = _code_now(record.step)
         changes = [
@@ -107,6 +107,14 @@ def find_stale(records: Iterable[Record], params: Params | None, hashes: Hashes 
             where = str(Path(record.outputs[0].path).parent) if record.outputs else record.step
             faults.append(Fault(where, f"out of date: {'; '.join(changes)}"))
     return faults
+
+
+def _on_request(record: Record) -> bool:
+    """Whether it is a training whose file the model's entry does not name: a copy of it in data/models is used."""
+    if record.step != _TRAINING:
+        return False
+    source = record.params.get(f"models.{record.model}", {}).get("source", {})
+    return source.get("projector") not in {output.path for output in record.outputs}
 
 
 def _code_now(step: str) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from twohop.models._open import OpenedModel, checked_folder, open_model, open_to
 from twohop.models._prepare import cache_root, materialise
 from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Picture, Prompt, Tokens
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
-from twohop.models._train import assembled_model, train_assembled
+from twohop.models._train import assembled_model, train_assembled, training_facts
 
 __all__ = [
     "GROUPS",
@@ -47,4 +47,5 @@ __all__ = [
     "set_fetcher",
     "snapshot_folder",
     "train_assembled",
+    "training_facts",
 ]

@@ -35,6 +35,7 @@ IMAGE_TOKEN = "<image>"
 SPARE_TOKEN = "<gh_stars>"
 """A control token of SmolLM2's code corpus that no text of the study holds: its id becomes the image token's, so that
 the vocabulary, the embeddings and the output matrix stay bit-identical to the backbone's."""
+RENAMED: Mapping[str, str] = {SPARE_TOKEN: IMAGE_TOKEN}
 INIT_STD = 0.02
 """Standard deviation of the random tower's weights (Dosovitskiy et al. 2020, and the class's own default)."""
 
@@ -334,17 +335,24 @@ def llava_processor(backbone_dir: Path, image_size: int) -> Any:
     )
 
 
-def tokenizer_with_image(backbone_dir: Path) -> Any:
+def tokenizer_with_image(backbone_dir: Path, renames: Mapping[str, str] = RENAMED) -> Any:
     """The backbone's tokenizer with `SPARE_TOKEN` renamed to `<image>`; every id keeps its number.
 
+    Args:
+        backbone_dir: folder with the tokenizer's files.
+        renames: other tokens to rename, and to what; each swallows the space before it.
+
     Raises:
-        ModelError: the tokenizer has neither token.
+        ModelError: the tokenizer lacks one of them.
     """
     from transformers import AutoTokenizer
 
     with _copied_tokenizer(backbone_dir) as folder:
         path = folder / "tokenizer.json"
-        path.write_text(json.dumps(renamed_token(json.loads(path.read_text("utf-8"))), ensure_ascii=False), "utf-8")
+        tree = json.loads(path.read_text("utf-8"))
+        for old, new in renames.items():
+            tree = renamed_token(tree, old, new)
+        path.write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -359,16 +367,16 @@ def _copied_tokenizer(backbone_dir: Path) -> Generator[Path]:
         yield Path(name)
 
 
-def renamed_token(tree: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json whose spare token is called `<image>` and swallows the space before it."""
+def renamed_token(tree: dict[str, Any], spare: str = SPARE_TOKEN, name: str = IMAGE_TOKEN) -> dict[str, Any]:
+    """A tokenizer.json whose spare token has another name and swallows the space before it."""
     added = cast("list[dict[str, Any]]", tree.get("added_tokens", []))
-    spare = [token for token in added if token["content"] in (SPARE_TOKEN, IMAGE_TOKEN)]
-    if not spare:
-        raise ModelError(f"no spare token {SPARE_TOKEN}", "tokenizer.json", "convert the backbone again")
-    old = spare[0]["content"]
-    spare[0].update(content=IMAGE_TOKEN, lstrip=True, special=True, normalized=False)
+    found = [token for token in added if token["content"] in (spare, name)]
+    if not found:
+        raise ModelError(f"no spare token {spare}", "tokenizer.json", "convert the backbone again")
+    old = found[0]["content"]
+    found[0].update(content=name, lstrip=True, special=True, normalized=False)
     vocab = cast("dict[str, int]", tree["model"]["vocab"])
-    tree["model"]["vocab"] = {IMAGE_TOKEN if word == old else word: i for word, i in vocab.items()}
+    tree["model"]["vocab"] = {name if word == old else word: i for word, i in vocab.items()}
     return tree
 
 

@@ -29,7 +29,7 @@ from twohop.config import (
     RandomModel,
 )
 from twohop.errors import ModelError
-from twohop.models import _embedded
+from twohop.models import _embedded, _mllama, _native
 from twohop.models._card import FileRecord, ModelCard
 from twohop.models._check import check_folder
 from twohop.models._fetch import fetched
@@ -42,6 +42,9 @@ LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers
 """Libraries whose version can change the bytes that a recipe writes."""
 RECIPES = (
     "_embedded.py",
+    "_lora.py",
+    "_mllama.py",
+    "_native.py",
     "_random.py",
     "_random_configs.py",
     "_random_families.py",
@@ -176,7 +179,10 @@ def _build_embedded(tmp: Path, source: PackageBackbone | AssembledVlm, prepare: 
         _copy_files(language, tmp)
         return
     projector = _embedded.read_projector(Path(source.projector))
-    _embedded.assemble_llava(language, tower_folder(source.tower, prepare), projector, tmp)
+    assemble = {"native": _native.assemble_native, "cross": _mllama.assemble_cross}.get(
+        source.recipe, _embedded.assemble_llava
+    )
+    assemble(language, tower_folder(source.tower, prepare), projector, tmp)
 
 
 def language_folder() -> Path:

@@ -13,21 +13,18 @@ Numbers in, numbers out: the only file this module touches is the checkpoint tha
 """
 
 import copy
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from twohop.errors import DataError
+from twohop.models._training import Progress, Schedule, fit
 
 CAPTION_PROMPTS: tuple[str, ...] = (
     "Consider the country {entity}. The name of this country is",
@@ -47,16 +44,10 @@ ALIGN_TEXTS: tuple[str, ...] = (
 )
 """Texts whose residuals are matched, recipe `early`. None of them states or asks for a fact."""
 
-WARM_UP = 0.05
-"""Share of the steps with a rising learning rate (LLaVA's stage 1 takes 0.03)."""
-CLIP_NORM = 1.0
-"""Largest gradient norm of a step."""
 TEMPERATURE = 0.2
 """Of the contrastive term, in units of the targets' variance."""
 TARGET_BATCH = 32
 """Entities whose residuals are computed at once; bounds memory."""
-CHECKPOINT_EVERY = 25
-"""Steps between two checkpoints."""
 
 
 @runtime_checkable
@@ -132,7 +123,7 @@ def train(
     data: TrainingSet,
     plan: TrainingPlan,
     checkpoint: Path | None = None,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train a projector; the language model is not changed.
 
@@ -151,23 +142,16 @@ def train(
     torch.manual_seed(plan.seed)
     for part in (decoder, lm_head):
         part.requires_grad_(False)
-    mean, std = _moments(data.features)
-    projector = _initial(data.features.shape[-1], cast("nn.Embedding", decoder.embed_tokens), plan.seed)
+    mean, std = moments(data.features)
+    projector = initial(data.features.shape[-1], cast("nn.Embedding", decoder.embed_tokens), plan.seed)
     objective = _objective(decoder, lm_head, tokenizer, data, plan)
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=plan.lr, weight_decay=0.0)
-    losses = _resume(checkpoint, plan, projector, optimizer)
-    for step in range(len(losses), plan.steps):
-        draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        pictures = _draw_pictures(len(data.names), plan.batch, draw)
-        copies = torch.randint(data.features.shape[1], (len(pictures),), generator=draw)
-        image = projector((data.features[pictures, copies].float() - mean) / std)
-        loss = objective(image, pictures, step)
-        losses.append(_update(loss, projector, optimizer, plan, step))
-        if progress is not None:
-            progress(step, losses[-1])
-        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
-            _save(checkpoint, plan, projector, optimizer, losses)
-    return Trained(_folded(projector, mean, std), losses)
+
+    def loss_of(step: int) -> Tensor:
+        pictures, features = drawn(data, plan.batch, plan.seed, step)
+        return objective(projector((features - mean) / std), pictures, step)
+
+    losses = fit(projector, Schedule(plan.steps, plan.lr), plan, loss_of, checkpoint, progress)
+    return Trained(folded(projector, mean, std), losses)
 
 
 def project(projector: Mapping[str, Tensor], features: Float[Tensor, "*rows d_vision"]) -> Tensor:
@@ -185,17 +169,17 @@ def _objective(
     decoder: nn.Module, lm_head: nn.Module, tokenizer: Tokenizer, data: TrainingSet, plan: TrainingPlan
 ) -> Objective:
     if plan.recipe == "caption":
-        return _Caption(decoder, lm_head, tokenizer, data.names)
+        return Caption(decoder, lm_head, tokenizer, data.names)
     return _Early(decoder, tokenizer, data.names, data.features.shape[2], plan)
 
 
-def _moments(features: Tensor) -> tuple[Float[Tensor, " d_vision"], Float[Tensor, " d_vision"]]:
+def moments(features: Tensor) -> tuple[Float[Tensor, " d_vision"], Float[Tensor, " d_vision"]]:
     """Mean and standard deviation per feature, over at most 2,000 pictures of copy 0."""
     rows = features[:2000, 0].float().flatten(0, 1)
     return rows.mean(0), rows.std(0).clamp_min(1e-4)
 
 
-def _initial(d_vision: int, embeddings: nn.Embedding, seed: int) -> Projector:
+def initial(d_vision: int, embeddings: nn.Embedding, seed: int) -> Projector:
     """Outputs start with the scale of the language model's own embeddings, round their mean."""
     torch.manual_seed(seed)
     table = embeddings.weight
@@ -207,7 +191,7 @@ def _initial(d_vision: int, embeddings: nn.Embedding, seed: int) -> Projector:
     return projector
 
 
-def _folded(projector: Projector, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+def folded(projector: Projector, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
     """The state dict for raw features: (x - mean) / std goes into the first layer."""
     state = {name: value.detach().clone() for name, value in projector.state_dict().items()}
     state["linear_1.bias"] = state["linear_1.bias"] - state["linear_1.weight"] @ (mean / std)
@@ -215,91 +199,38 @@ def _folded(projector: Projector, mean: Tensor, std: Tensor) -> dict[str, Tensor
     return state
 
 
-def _draw_pictures(n: int, batch: int, draw: torch.Generator) -> Int[Tensor, " batch"]:
-    return torch.randperm(n, generator=draw)[:batch]
-
-
-def _update(
-    loss: Tensor, projector: Projector, optimizer: torch.optim.Optimizer, plan: TrainingPlan, step: int
-) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise DataError(f"the loss is {value} at step {step}", "train_projector", "lower train_projector.lr")
-    optimizer.zero_grad()
-    loss.backward()  # pyright: ignore[reportUnknownMemberType]
-    nn.utils.clip_grad_norm_(projector.parameters(), CLIP_NORM)
-    for group in optimizer.param_groups:
-        group["lr"] = plan.lr * _schedule(step, plan.steps)
-    optimizer.step()
-    return value
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to zero; a factor in (0, 1]."""
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _save(
-    path: Path, plan: TrainingPlan, projector: Projector, optimizer: torch.optim.Optimizer, losses: list[float]
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.tmp")
-    tensors = {f"projector.{name}": value for name, value in projector.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    save_file(tensors, tmp, metadata={"plan": json.dumps(asdict(plan)), "losses": json.dumps(losses)})
-    tmp.replace(path)
-
-
-def _resume(
-    path: Path | None, plan: TrainingPlan, projector: Projector, optimizer: torch.optim.Optimizer
-) -> list[float]:
-    """Losses so far; loads the checkpoint when it belongs to this plan."""
-    if path is None or not path.exists():
-        return []
-    with safe_open(path, "pt") as f:
-        saved: dict[str, str] = f.metadata()
-        if json.loads(saved["plan"]) != asdict(plan):
-            return []
-        tensors: dict[str, Tensor] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
-    projector.load_state_dict(_below("projector", tensors))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below("optimizer", tensors).items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return list(json.loads(saved["losses"]))
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+def drawn(
+    data: TrainingSet, batch: int, seed: int, step: int
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, "batch image_token d_vision"]]:
+    """A step's pictures and the features of one copy of each, float32; from (seed, step) alone."""
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    pictures = torch.randperm(len(data.names), generator=draw)[:batch]
+    copies = torch.randint(data.features.shape[1], (len(pictures),), generator=draw)
+    return pictures, data.features[pictures, copies].float()
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """A prompt in ids: what stands before and after the picture."""
 
     before: list[int]
     after: list[int]
 
 
-def _tokenized(tokenizer: Tokenizer, template: str) -> _Text:
+def tokenized(tokenizer: Tokenizer, template: str) -> Text:
     """The space before `{entity}` belongs to the name's first token; a picture takes its place too."""
     before, after = template.split("{entity}")
-    return _Text(_ids(tokenizer, before.removesuffix(" ")), _ids(tokenizer, after))
+    return Text(ids_of(tokenizer, before.removesuffix(" ")), ids_of(tokenizer, after))
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
-def _with_text(
+def with_text(
     embed: nn.Module, before: Sequence[int], image: Tensor, after: Tensor
 ) -> Float[Tensor, "batch seq d_model"]:
     """Embeddings of before (the same in every row), image tokens, after (ids per row)."""
@@ -313,13 +244,13 @@ def _with_text(
 # --- recipe 1: caption ----------------------------------------------------------------------------------------------
 
 
-class _Caption:
+class Caption:
     """Cross-entropy of "<name>." after a caption prompt; one prompt per step, in turn."""
 
     def __init__(self, decoder: nn.Module, lm_head: nn.Module, tokenizer: Tokenizer, names: Sequence[str]) -> None:
         self.decoder, self.lm_head, self.names = decoder, lm_head, names
-        self.texts = [_tokenized(tokenizer, prompt) for prompt in CAPTION_PROMPTS]
-        self.targets = {name: _ids(tokenizer, f" {name}.") for name in dict.fromkeys(names)}
+        self.texts = [tokenized(tokenizer, prompt) for prompt in CAPTION_PROMPTS]
+        self.targets = {name: ids_of(tokenizer, f" {name}.") for name in dict.fromkeys(names)}
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
         text = self.texts[step % len(self.texts)]
@@ -327,7 +258,7 @@ class _Caption:
         longest = max(map(len, wanted))
         labels = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in wanted])
         after = torch.cat([torch.tensor([text.after]).expand(len(wanted), -1), labels[:, :-1].clamp_min(0)], 1)
-        embeds = _with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
+        embeds = with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
         hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -longest:]
         kept = labels != -100
         return functional.cross_entropy(self.lm_head(hidden[kept]), labels[kept])
@@ -352,11 +283,12 @@ class _Early:
         self.decoder, self.plan = first_layers(decoder, plan.align_layer + 1), plan
         unique = list(dict.fromkeys(names))
         self.entity = torch.tensor([unique.index(name) for name in names])
-        ids = torch.tensor([_repeated(_ids(tokenizer, f" {name}"), n_image) for name in unique])
+        ids = torch.tensor([_repeated(ids_of(tokenizer, f" {name}"), n_image) for name in unique])
         self.inputs: Float[Tensor, "entity image_token d_model"] = cast("nn.Module", decoder.embed_tokens)(ids).detach()
         self.spread = (self.inputs - self.inputs.mean((0, 1))).square().mean()
-        self.texts = [_tokenized(tokenizer, text) for text in ALIGN_TEXTS]
-        self.targets = [_targets(self.decoder, text, self.inputs) for text in self.texts]
+        self.texts = [tokenized(tokenizer, text) for text in ALIGN_TEXTS]
+        needed = plan.align_every <= plan.steps
+        self.targets = [_targets(self.decoder, text, self.inputs) for text in self.texts] if needed else []
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
         entity, turn = self.entity[pictures], (step + 1) // self.plan.align_every
@@ -371,9 +303,9 @@ class _Early:
             return gap
         return gap + self.plan.contrast * _contrast(image, self.inputs, entity, self.spread)
 
-    def _after_layers(self, image: Tensor, entity: Tensor, text: "_Text", target: "_Targets") -> Tensor:
+    def _after_layers(self, image: Tensor, entity: Tensor, text: "Text", target: "_Targets") -> Tensor:
         n_image, after = image.shape[1], torch.tensor([text.after]).expand(len(image), -1)
-        embeds = _with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
+        embeds = with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
         resid = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, len(text.before) :]
         gap = ((resid[:, :n_image] - target.name[entity]) / target.scale).square().mean()
         follow = ((resid[:, n_image:] - target.after[entity]) / target.after_scale).square().mean()
@@ -397,11 +329,11 @@ class _Targets:
 
 
 @torch.no_grad()
-def _targets(decoder: nn.Module, text: _Text, inputs: Float[Tensor, "entity image_token d_model"]) -> _Targets:
+def _targets(decoder: nn.Module, text: Text, inputs: Float[Tensor, "entity image_token d_model"]) -> _Targets:
     embed, resid = cast("nn.Module", decoder.embed_tokens), []
     for rows in inputs.split(TARGET_BATCH):
         after = torch.tensor([text.after]).expand(len(rows), -1)
-        embeds = _with_text(embed, text.before, rows, after)
+        embeds = with_text(embed, text.before, rows, after)
         resid.append(decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, len(text.before) :])
     name, follow = torch.cat(resid).split([inputs.shape[1], len(text.after)], 1)
     return _Targets(name, follow, _spread(name), _spread(follow))

@@ -1,4 +1,4 @@
-"""Training of an assembled VLM's projector on pictures: tower features once, then `_projector.train`.
+"""Training of what an assembled VLM adds to its frozen parts: tower features once, then the recipe's `train`.
 
 Only frozen parts of the model cache are read; the projector and its losses are returned, nothing is installed.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twohop.config import AssembledVlm, ModelEntry, PrepareModel, TrainProjector
 from twohop.errors import ModelError
-from twohop.models import _embedded, _projector
+from twohop.models import _cross, _embedded, _mllama, _native, _projector
 from twohop.models._card import ModelCard
 from twohop.models._frame import find_frame
 from twohop.models._model import Model
@@ -51,43 +51,95 @@ def train_assembled(
         ModelError: the entry has no projector to train.
         DataError: names and pictures do not fit, or the loss diverges.
     """
+    source = _assembled(entry)
+    tower, checkpoint = tower_folder(source.tower, prepare), work / "checkpoint.safetensors"
+    features = _kept(work / "features.safetensors", lambda: tower_features(tower, pictures))
+    if source.recipe == "cross":
+        net, processor = _mllama.crossed(language_folder(), tower, settings.cross.layers)
+        data = _projector.TrainingSet(features, tuple(names))
+        return _cross.train_cross(net, processor.tokenizer, data, cross_plan(settings), checkpoint, progress)
+    net, tokenizer = _language_model()
+    data = _projector.TrainingSet(features[:, :, 1:], tuple(names))  # without the class token
+    parts = net.model, net.lm_head, tokenizer, data
+    if source.recipe == "native":
+        return _native.train_native(*parts, native_plan(settings), checkpoint, progress)
+    return _projector.train(*parts, plan_of(source, settings), checkpoint, progress)
+
+
+def _language_model() -> tuple[Any, _projector.Tokenizer]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = _assembled(entry)
-    features = _kept(
-        work / "features.safetensors", lambda: tower_features(tower_folder(source.tower, prepare), pictures)
-    )
     folder = language_folder()
     net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = cast("_projector.Tokenizer", AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    data = _projector.TrainingSet(features, tuple(names))
-    return _projector.train(
-        net.model, net.lm_head, tokenizer, data, plan_of(source, settings), work / "checkpoint.safetensors", progress
-    )
+    return net, cast("_projector.Tokenizer", AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def plan_of(source: AssembledVlm, settings: TrainProjector) -> _projector.TrainingPlan:
-    """The plan of a source's recipe."""
-    recipe = settings.caption if source.recipe == "caption" else settings.early
-    return _projector.TrainingPlan(recipe=source.recipe, seed=settings.seed, **recipe.model_dump())
+    """The plan of recipe `caption` or `early`."""
+    if source.recipe == "caption":
+        return _projector.TrainingPlan(recipe="caption", seed=settings.seed, **settings.caption.model_dump())
+    return _projector.TrainingPlan(recipe="early", seed=settings.seed, **settings.early.model_dump())
 
 
-def assembled_model(name: str, entry: ModelEntry, prepare: PrepareModel, projector: Mapping[str, Tensor]) -> Model:
-    """The model with this projector, in memory only (to measure a projector before it is a card's)."""
+def native_plan(settings: TrainProjector) -> _native.NativePlan:
+    """The plan of recipe `native`; its warm-up never compares residuals after a layer."""
+    early, own = settings.early, settings.native.model_dump()
+    steps = own.pop("warm_up")
+    warm_up = _projector.TrainingPlan(
+        recipe="early",
+        steps=steps,
+        batch=early.batch,
+        lr=early.lr,
+        seed=settings.seed,
+        align_every=steps + 1,
+        contrast=early.contrast,
+    )
+    return _native.NativePlan(warm_up=warm_up, seed=settings.seed, **own)
+
+
+def cross_plan(settings: TrainProjector) -> _cross.CrossPlan:
+    """The plan of recipe `cross`."""
+    own = settings.cross.model_dump()
+    return _cross.CrossPlan(layers=tuple(own.pop("layers")), seed=settings.seed, **own)
+
+
+def assembled_model(name: str, entry: ModelEntry, prepare: PrepareModel, trained: Mapping[str, Tensor]) -> Model:
+    """The model with what was trained, in memory only (to measure it before it is a card's)."""
     source = _assembled(entry)
-    net, processor = _embedded.assembled(language_folder(), tower_folder(source.tower, prepare), projector)
-    n_image_tokens = (prepare.image_size // _embedded.PATCH_PX) ** 2
-    card = ModelCard.model_construct(name=name, role=entry.role, family=entry.family, n_image_tokens=n_image_tokens)
+    tower = tower_folder(source.tower, prepare)
+    if source.recipe == "cross":
+        net, processor = _mllama.crossed(language_folder(), tower, _mllama.cross_layers_of(trained))
+        _mllama.load_trained(net, trained)
+        n_image_tokens = 1
+    else:
+        make = _native.native if source.recipe == "native" else _embedded.assembled
+        net, processor = make(language_folder(), tower, trained)
+        n_image_tokens = (prepare.image_size // _embedded.PATCH_PX) ** 2
     frame = find_frame(processor.tokenizer, processor)
-    tokens = Tokens(processor.tokenizer, n_image_tokens, processor.image_token_id, frame)
-    return Model(net, card, tokens, processor)
+    card = ModelCard.model_construct(
+        name=name, role=entry.role, family=net.config.model_type, n_image_tokens=n_image_tokens
+    )
+    return Model(net, card, Tokens(processor.tokenizer, n_image_tokens, processor.image_token_id, frame), processor)
+
+
+def training_facts(
+    entry: ModelEntry, trained: Mapping[str, Tensor], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What the log says of a training besides loss and recognition.
+
+    Recipe `native`: how far the language model drifted on texts that no training saw (`text`); `cross`: its `gates`.
+    """
+    recipe = _assembled(entry).recipe
+    if recipe == "native":
+        return {"text": _native.native_drift(language_folder(), trained, tuple(names))}
+    return {"gates": _cross.gates(trained)} if recipe == "cross" else {}
 
 
 @torch.no_grad()
 def tower_features(
     tower_dir: Path, pictures: Sequence[Sequence[Image]]
 ) -> Float[Tensor, "picture copy image_token d_vision"]:
-    """Last-layer patch features of every copy of every picture, float16 (class token left out)."""
+    """Last-layer features of every copy of every picture, float16, the class token first."""
     from transformers import CLIPVisionModel
 
     tower: Any = CLIPVisionModel.from_pretrained(tower_dir, dtype=torch.float32, local_files_only=True).eval()
@@ -96,7 +148,7 @@ def tower_features(
     parts: list[Tensor] = []
     for i in range(0, len(flat), TOWER_BATCH):
         pixels = processor(images=flat[i : i + TOWER_BATCH], return_tensors="pt")["pixel_values"]
-        parts.append(tower(pixels).last_hidden_state[:, 1:].half())
+        parts.append(tower(pixels).last_hidden_state.half())
     return torch.cat(parts).unflatten(0, (len(pictures), -1))
 
 

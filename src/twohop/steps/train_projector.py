@@ -1,10 +1,11 @@
-"""Step train_projector: the projector of an assembled VLM, trained on some art sources and measured on the others.
+"""Step train_projector: what an assembled VLM adds to its frozen parts, trained on some art sources.
 
 1. render every flag of the training sources, with augmented copies;
-2. train by the entry's recipe (`caption` or `early`; the frozen tower sees each copy once);
-3. measure recognition on the held-out sources: free naming, and the name with the largest log-probability.
+2. train by the entry's recipe (`caption`, `early`, `native`, `cross`; the frozen tower sees each copy once);
+3. measure recognition on the other, held-out sources: free naming, and the name with the largest log-probability.
 
-Not part of `all`: its small outputs are versioned in git (`snakemake train_projectors` redoes them).
+Small outputs are versioned in git (`snakemake train_projectors` redoes them) and no part of `all`; those that a
+catalogue entry names below results/ are made by the pipeline, and versioned by DVC.
 """
 
 import importlib.metadata
@@ -21,7 +22,7 @@ from torch import Tensor
 from twohop.analysis import grade
 from twohop.config import PrepareModel, TrainProjector
 from twohop.data import EntityRecord, FlagsSource, PictureRecord, augment, decode_picture, fetch_picture
-from twohop.models import Model, Prompt, assembled_model, train_assembled
+from twohop.models import Model, Prompt, assembled_model, train_assembled, training_facts
 from twohop.steps._asking import ask, split_prompt
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import atomic_path, sha256_file, write_json
@@ -69,7 +70,8 @@ def run(job: Job) -> Summary:
     _write_projector(job, trained.projector)
     model = assembled_model(job.need_model(), job.entry(), prepare, trained.projector)
     measured = _recognition(job, model, held_out, list(entities.values()))
-    write_json(job.output("log"), _log(job, trained.losses, measured, seconds, len(train)))
+    facts = training_facts(job.entry(), trained.projector, [e.name for e in entities.values()])
+    write_json(job.output("log"), _log(job, trained.losses, measured, seconds, len(train)) | facts)
     return {"done": len(trained.losses), "failed": 0, "last_loss": round(trained.losses[-1], 4)} | _headline(measured)
 
 
