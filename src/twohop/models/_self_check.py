@@ -21,7 +21,8 @@ def check_picture_run(model: Model, picture_px: int = SIDE) -> None:
             nothing in common give the same logits (a projector or gates that were never trained).
     """
     colours = [Image.new("RGB", (picture_px, picture_px), c) for c in ((0, 0, 0), (255, 128, 0))]
-    batch = model.batch([Prompt("This is ", None, " .", p) for p in model.encode_pictures(colours)])
+    seen = model.eyes.encode(colours) if model.eyes is not None else []
+    batch = model.batch([Prompt("This is ", None, " .", p) for p in seen])
     crossed = sorted(model.decoder.cross_layers)
     sites = [Site(kind, n) for n in crossed for kind in ("resid_post", "mlp_write", "attn_write")]
     run = model.run(batch, {*sites, *(Site("resid_post", n - 1) for n in crossed)})
