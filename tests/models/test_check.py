@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import text_settings
+from tiny_models import D
 from transformers import MllamaConfig
 
 from twohop.config import RandomModel
@@ -132,7 +132,8 @@ def test_backbone_with_another_tensor_in_one_layer(made: Path, tmp_path: Path) -
 
 
 def test_cross_attention_layers_do_not_count(tmp_path: Path) -> None:
-    text = text_settings(num_hidden_layers=6, cross_attention_layers=[1, 4])
+    text = {"hidden_size": D, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    text |= {"num_hidden_layers": 6, "cross_attention_layers": [1, 4]}
     MllamaConfig(text_config=text, vision_config={}).save_pretrained(tmp_path)
     found = check_folder(tmp_path, "vlm")
     assert found.shape is not None

@@ -217,6 +217,7 @@ def test_record_of_shards_is_that_of_one_job(
 ) -> None:
     call = _sharded(job_of(lambda job: job.output("result").write_text("x") and {}), monkeypatch)
     models: Any = types.ModuleType("twohop.models")
+    models.set_fetcher = lambda _: None
     models.opened = lambda: [Opened("m")]
     monkeypatch.setitem(sys.modules, "twohop.models", models)
     alone = _run.run(call)
