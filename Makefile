@@ -66,7 +66,7 @@ coverage-check: $(READY)
 
 lock:
 	uv pip compile requirements/requirements.in --override requirements/no-torch.txt --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-package torch --no-annotate --no-header --quiet --output-file requirements/lock.txt
+	  --generate-hashes --no-emit-package torch --no-emit-package docopt --no-annotate --no-header --quiet --output-file requirements/lock.txt
 
 clean:
 	rm -rf $(VENV) results logs .snakemake .cache
