@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-slow test-slurm engines-check planted-check coverage-check lint lock clean setup
+.PHONY: run test test-slow test-slurm engines-check families-check planted-check coverage-check lint lock clean setup
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -56,6 +56,10 @@ $(SLURM_PLUGIN)/.ready: requirements/slurm.txt $(READY)
 # Every scenario between Snakemake and DVC, as a table; Slurm's only where it is installed (see test-slurm).  make engines-check WORDS="crash pull"
 engines-check: $(SLURM_PLUGIN)/.ready
 	PYTHONPATH=$(SLURM_PLUGIN) $(BIN)/python tests/workflow/engines_check.py $(WORDS)
+
+# Every family of models: contract tests and the whole tiny study, as docs/families.md.  make families-check FAMILIES="gemma3 mllama": only these
+families-check: $(READY)
+	$(BIN)/python tests/workflow/families_check.py $(FAMILIES)
 
 # Models of which the truth is known, and how often intervals cover it: the tables of docs/instrument.md
 planted-check: $(READY)

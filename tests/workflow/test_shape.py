@@ -61,7 +61,7 @@ def test_dvc_resolves_the_stages_that_snakemake_plans(fresh) -> None:
         "with graph() as g:\n"
         "    ours = {j.stage: [sorted(j.inputs), sorted(j.outputs), sorted([*j.params, j.rule])] for j in g.jobs}\n"
         "kind = lambda d: type(d).__name__ == 'ParamsDependency'\n"
-        "theirs = {s.addressing: [sorted({str(d) for d in s.deps if not kind(d)} - {'workflow/none.txt'}),"
+        "theirs = {s.addressing: [sorted({str(d) for d in s.deps if not kind(d) and 'workflow/none' not in str(d)}),"
         " sorted(map(str, s.outs)), sorted(p for d in s.deps if kind(d) for p in d.params)]"
         " for s in Repo().index.stages if s.addressing != 'hash_code'}\n"
         "print('BOTH' + json.dumps([ours, theirs]))\n"

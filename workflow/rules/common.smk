@@ -44,9 +44,7 @@ CARD = "results/prepare_model/{model}/card.json"
 ASSEMBLED = [m for m in MODELS if PARAMS.models[m].source.kind == "assembled"]
 TRAINED = "results/train_projector/{model}/projector.safetensors"
 IN_GIT = [
-    m
-    for m in ASSEMBLED
-    if PARAMS.models[m].source.projector != TRAINED.format(model=m)
+    m for m in ASSEMBLED if PARAMS.models[m].source.projector != TRAINED.format(model=m)
 ]
 
 
@@ -95,6 +93,12 @@ def of_backbone(pattern):
 def projector_of(wildcards):
     """The trained part of models that have one: git holds it, or, for those that say so, rule train_projector."""
     return getattr(PARAMS.models[wildcards.model].source, "projector", [])
+
+
+def backbone_card_of(wildcards):
+    """The card of the language model that a vision-language model came from."""
+    backbone = PARAMS.models[wildcards.model].backbone
+    return f"results/prepare_model/{backbone}/card.json" if backbone else []
 
 
 def per_model(pattern, *groups):

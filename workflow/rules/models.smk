@@ -1,6 +1,7 @@
 # Models: a card for each entry of the catalogue, and the projectors.
 #
 # inputs:  data/models/{model}/projector.safetensors (git; assembled models)
+#          the backbone's card, with which a vision-language model's shapes are compared
 # outputs: results/prepare_model/{model}/card.json
 #          results/train_projector/{model}/projector.safetensors, on request or where the model's entry names this file
 # steps:   train_projector -> prepare_model (models whose entry says so; too large for git, DVC versions it)
@@ -12,6 +13,7 @@
 rule prepare_model:
     input:
         projector=projector_of,
+        backbone=backbone_card_of,
     output:
         card="results/prepare_model/{model}/card.json",
         lineage="results/prepare_model/{model}/lineage.json",

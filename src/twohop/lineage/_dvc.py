@@ -22,8 +22,8 @@ from twohop.lineage._records import digest_of
 from twohop.lineage._snakemake import RuleJob, graph
 
 _HEADER = "# Made from the Snakefile by `twohop write_dvc`; do not edit.\n"
-NO_FILE = "workflow/none.txt"
-"""DVC wants the same number of deps for every item; a model that reads fewer files names this one."""
+NO_FILES = ("workflow/none.txt", "workflow/none-2.txt", "workflow/none-3.txt")
+"""DVC wants the same number of deps for every item, and none twice; a model that reads fewer files names these."""
 CATALOG_FILE = "src/twohop/catalog.yaml"
 _MODEL_KEY, _ITEM_KEY = "models.${key}", "models.${item.key}"
 _METRICS = ("headline.json",)
@@ -108,7 +108,7 @@ def _stage(jobs: list[RuleJob], params: Params) -> Variant:
     if not item_deps and not renamed:
         return {"matrix": {"model": list(variants)}, **_rename_key(first)}
     n = len(item_deps)
-    items = {m: {f"input{i}": (*own[m], *[NO_FILE] * n)[i] for i in range(n)} for m in variants}
+    items = {m: {f"input{i}": (*own[m], *NO_FILES)[i] for i in range(n)} for m in variants}
     if renamed:
         items = {m: {**item, "key": keys[m]} for m, item in items.items()}
     return {"foreach": items, "do": first}
@@ -134,7 +134,7 @@ def _curve(title: str, stage: Variant, file: str, column: str) -> Variant:
 def _split(jobs: list[RuleJob], params: Params) -> tuple[list[str], dict[str, list[str]]]:
     """Inputs that all models share once the model's name is a placeholder, and the others of each model.
 
-    DVC wants the same number of deps for every item: see `NO_FILE`.
+    DVC wants the same number of deps for every item: see `NO_FILES`.
     """
     generic = {job.model or "": {_template(f, job.model): f for f in job.inputs} for job in jobs}
     for job in jobs:

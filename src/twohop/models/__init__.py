@@ -5,7 +5,7 @@ from twohop.models._card import FileRecord, ModelCard, read_card
 from twohop.models._check import Checked, Fit, Shape, check_folder, compare
 from twohop.models._fetch import Fetcher, is_fetched, set_fetcher, snapshot_folder
 from twohop.models._model import Model, Run
-from twohop.models._open import OpenedModel, checked_folder, open_model, open_tokenizer, opened
+from twohop.models._open import OpenedModel, check_backbone, checked_folder, open_model, open_tokenizer, opened
 from twohop.models._prepare import cache_root, materialise
 from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Picture, Prompt, Tokens
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
@@ -35,6 +35,7 @@ __all__ = [
     "Tokens",
     "assembled_model",
     "cache_root",
+    "check_backbone",
     "check_folder",
     "checked_folder",
     "compare",

@@ -276,8 +276,8 @@ class Fit:
     """||W_vlm - W_backbone|| / ||W_backbone|| over all tensors of a layer, by layer; None: weights are not at hand."""
 
 
-def compare(vlm: Path, backbone: Path, vlm_checked: Checked, backbone_checked: Checked) -> Fit:
-    """Compare shapes by config and, layer by layer, by headers; weights where both folders hold them."""
+def compare(vlm: Path, backbone: Path, vlm_checked: Checked, backbone_checked: Checked, distances: bool = True) -> Fit:
+    """Compare shapes by config and, layer by layer, by headers; with `distances` weights too, where both hold them."""
     faults = list(_shape_faults(vlm_checked.shape, backbone_checked.shape))
     a, b = read_headers(vlm), read_headers(backbone)
     own = [layer for i, layer in a.layers().items() if i not in vlm_checked.cross_layers]
@@ -287,9 +287,9 @@ def compare(vlm: Path, backbone: Path, vlm_checked: Checked, backbone_checked: C
     if not faults:
         faults += _tensor_faults(a, b, own, pairs)
     whole = not any(p.suffix == HEADER for folder in (vlm, backbone) for p in folder.iterdir())
-    good = not faults and not a.faults and not b.faults and any(pairs)
-    distances = tuple(_distance(vlm, backbone, a, b, pair) for pair in pairs) if whole and good else None
-    return Fit(tuple(faults), sum(map(len, pairs)), distances)
+    good = distances and not faults and not a.faults and not b.faults and any(pairs)
+    apart = tuple(_distance(vlm, backbone, a, b, pair) for pair in pairs) if whole and good else None
+    return Fit(tuple(faults), sum(map(len, pairs)), apart)
 
 
 def _shape_faults(vlm: Shape | None, backbone: Shape | None) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from twohop.errors import ModelError
 from twohop.models._card import ModelCard, read_card
+from twohop.models._check import check_folder, compare
 from twohop.models._frame import find_frame
 from twohop.models._loading import load_net
 from twohop.models._model import Model
@@ -82,6 +83,19 @@ def checked_folder(card: ModelCard) -> Path:
         check_files(path, card.files)
         _checked.add(key)
     return path
+
+
+def check_backbone(card: ModelCard, backbone: ModelCard) -> None:
+    """Compare the shapes of a VLM's own layers with its backbone's, by config and headers; no weight is read.
+
+    Raises:
+        ModelError: they differ: the backbone is another model's.
+    """
+    folder, other = checked_folder(card), checked_folder(backbone)
+    found = compare(folder, other, check_folder(folder, "vlm"), check_folder(other, "backbone"), distances=False)
+    if found.faults:
+        todo = f"name the language model that {card.name} was trained from (models.{card.name}.backbone)"
+        raise ModelError("\n".join(found.faults), f"{card.name} beside {backbone.name}", todo)
 
 
 def _tokens(card: ModelCard, folder: Path) -> tuple[Tokens, Any]:

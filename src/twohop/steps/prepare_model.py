@@ -7,7 +7,7 @@ itself is a cache that `open_model` makes again when it is absent.
 import logging
 
 from twohop.config import PrepareModel
-from twohop.models import materialise
+from twohop.models import check_backbone, materialise, read_card
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import write_json
 
@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 STEP = Step(
     name="prepare_model",
     params=("prepare_model", "models.{model}", "fetch_images.size_px"),
-    inputs=("projector",),
+    inputs=("projector", "backbone"),
     outputs=("card",),
 )
 
@@ -24,11 +24,13 @@ def run(job: Job) -> Summary:
     """Make the folder, check it, and write its card.
 
     Raises:
-        ModelError: a source is missing, altered, or no model of the entry's family.
+        ModelError: a source is missing, altered, or no model of the entry's family; or the backbone has other shapes.
     """
     card = materialise(
         job.need_model(), job.entry(), job.section(PrepareModel), int(job.params["fetch_images.size_px"])
     )
+    for backbone in job.inputs["backbone"]:
+        check_backbone(card, read_card(backbone))
     write_json(job.output("card"), card.model_dump(mode="json"))
     size = sum(record.bytes for record in card.files.values())
     LOG.info("%s: %s, %d layers, d_model %d, %d bytes", card.name, card.architecture, card.n_layers, card.d_model, size)
