@@ -48,6 +48,12 @@ def test_a_pair_on_the_hub_becomes_two_entries(good):
     assert (vlm.prompt, llm.prompt, llm.same_weights_as) == ("chat", "chat", None)
 
 
+def test_an_organism_of_the_catalogue_trains_under_its_own_name(good):
+    source = parse(good, eyes={"catalog": "flags-cross"}).models["eyes"].source
+    assert isinstance(source, AssembledVlm)
+    assert source.projector == "results/train_projector/eyes/projector.safetensors"
+
+
 def test_an_expanded_entry_is_a_full_one(good):
     """What a step gets as JSON is read back as the same entry."""
     params = parse(good, my={"vlm": "./a", "loading": {"dtype": "float16"}, "note": "n", "licence": "MIT"})

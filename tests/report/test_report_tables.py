@@ -42,6 +42,9 @@ def test_the_two_by_two_table_holds_every_question_once(summary):
 
 def test_limits_name_the_sample(summary):
     assert limits(summary)[0].startswith("12 entities and 24 questions: intervals from so few")
+    models = {**summary["models"], "late-text": {"same_weights_as": "late"}}
+    (said,) = set(limits({**summary, "models": models})) - set(limits(summary))
+    assert said.startswith("late is compared with its own weights, run on text alone (late-text)")
 
 
 def test_patching_stands_beside_prompting_with_its_two_by_two(summary):

@@ -121,7 +121,7 @@ def _expanded(
 
 def _entries(name: str, short: ShortEntry, others: Mapping[Any, Any], out: Expanded) -> dict[str, Any]:
     shipped = shipped_models()[short.catalog] if short.catalog is not None else None
-    source, backbone = _sources(short, shipped)
+    source, backbone = _sources(name, short, shipped)
     prompt = short.prompt or (shipped.prompt if shipped else "chat")
     role = shipped.role if shipped and "role" not in short.model_fields_set else short.role
     common = {"loading": short.loading.model_dump(exclude_unset=True)} if "loading" in short.model_fields_set else {}
@@ -156,10 +156,13 @@ def _entries(name: str, short: ShortEntry, others: Mapping[Any, Any], out: Expan
     return {f"{name}{SUFFIX}": text, name: vlm}
 
 
-def _sources(short: ShortEntry, shipped: ShippedModel | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _sources(
+    name: str, short: ShortEntry, shipped: ShippedModel | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Of the VLM and of its backbone (None: the same weights)."""
-    if shipped is not None and shipped.source is not None:
-        return shipped.source, shipped.backbone_source
+    if shipped is not None and shipped.source is not None:  # a file that the pipeline trains bears the model's own name
+        named = {k: v.replace("{name}", name) if isinstance(v, str) else v for k, v in shipped.source.items()}
+        return named, shipped.backbone_source
     model = shipped.vlm if shipped else short.vlm
     llm = short.backbone or (shipped.backbone if shipped else None)
     own = shipped.revision if shipped else None

@@ -58,7 +58,10 @@ def summarise(study: Study, pairs: Sequence[Pair], n_boot: int, seed: int) -> Re
         "n_entities": first["entity_id"].n_unique(),
         "n_questions": first.height,
         "n_names": study.entities.height,
-        "models": {m: {"role": e.role, "backbone": e.backbone, "note": e.note} for m, e in study.models.items()},
+        "models": {
+            m: {"role": e.role, "backbone": e.backbone, "same_weights_as": e.same_weights_as, "note": e.note}
+            for m, e in study.models.items()
+        },
         "accuracy": {m: _accuracies(t, n_boot, seed) for m, t in seen.items()},
         "degradation": _degradations(study, seen, n_boot, seed),
         "recognition": {m: _recognition(study, m, n_boot, seed) for m in seen},

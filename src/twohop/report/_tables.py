@@ -569,4 +569,11 @@ def limits(summary: Record) -> Sequence[str]:
     """What the numbers cannot say; those that depend on the data name their n."""
     few = summary["n_entities"] < words.FEW_ENTITIES
     grain = "intervals from so few entities are too narrow" if few else "differences of a few points cannot be seen"
-    return (f"{summary['n_entities']} entities and {summary['n_questions']} questions: {grain}.", *_LIMITS)
+    same = {m: e["same_weights_as"] for m, e in summary["models"].items() if e.get("same_weights_as")}
+    native = tuple(
+        f"{vlm} is compared with its own weights, run on text alone ({backbone}): what its training has cost the language "
+        "model cannot be seen."
+        for backbone, vlm in same.items()
+    )
+    first = f"{summary['n_entities']} entities and {summary['n_questions']} questions: {grain}."
+    return (first, *native, *_LIMITS)
