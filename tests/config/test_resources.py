@@ -110,3 +110,18 @@ def test_every_step_that_opens_a_model_is_known() -> None:
     for step in STEPS:
         opens = "open_model" in (TOP / f"src/twohop/steps/{step}.py").read_text()
         assert not opens or f'needs_of("{step}", "mem_mb")' in text
+
+
+def test_number_format_of_the_entry_counts(params: Params, tmp_path: Path) -> None:
+    half = replace(B7, width=2)
+    plain, small = (needs("run_benchmark", params, size).mem_mb for size in (B7, half))
+    assert 0.45 < small / plain < 0.6
+    assert (
+        needs("run_benchmark", params, replace(B7, width=4), gpu_mb=16384).gpu
+        > needs("run_benchmark", params, B7, gpu_mb=16384).gpu
+    )
+    card = tmp_path / "card.json"
+    for dtype, width in (("auto", None), ("bfloat16", 2), ("float32", 4)):
+        numbers = {k: v for k, v in asdict(B7).items() if k != "width"}
+        card.write_text(json.dumps({**numbers, "entry": {"loading": {"dtype": dtype}}}))
+        assert read_size(card) == replace(B7, width=width)

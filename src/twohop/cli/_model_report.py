@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twohop.config import HubRepository, LocalFolder, ModelEntry, ModelSize, Params, load_params, needs, shipped_models
-from twohop.config._resources import WORKS
+from twohop.config._resources import WIDTHS, WORKS
 from twohop.data._hub import HubModel, page, read_small_files
 from twohop.errors import ModelError
 from twohop.models import (
@@ -209,7 +209,7 @@ def report(target: Target, gpu_mb: int) -> Report:
         backbone=backbone,
         same_weights=target.same_weights,
         fit=fit,
-        memory=_memory(params, model.checked, gpu_mb) if params is not None else {},
+        memory=_memory(params, model.checked, gpu_mb, target.label) if params is not None else {},
         disk_bytes=sum(half.checked.weight_bytes for half in halves),
     )
 
@@ -235,11 +235,19 @@ def _look(weights: Weights, kind: Any, size_px: int, tmp: Path) -> tuple[Half, P
     return half, tmp
 
 
-def _memory(params: Params, checked: Checked, gpu_mb: int) -> dict[str, dict[str, int]]:
+def _memory(params: Params, checked: Checked, gpu_mb: int, label: str) -> dict[str, dict[str, int]]:
     shape = checked.shape
     if shape is None or checked.vocab is None or not checked.parameters:
         return {}
-    size = ModelSize(checked.parameters, shape.d_model, shape.n_layers, checked.vocab, checked.n_image_tokens or 0)
+    own = params.models.get(label)
+    size = ModelSize(
+        checked.parameters,
+        shape.d_model,
+        shape.n_layers,
+        checked.vocab,
+        checked.n_image_tokens or 0,
+        WIDTHS.get(own.loading.dtype) if own is not None else None,
+    )
     found: dict[str, dict[str, int]] = {}
     for step in STEPS:
         cpu, gpu = needs(step, params, size), needs(step, params, size, gpu_mb=gpu_mb)

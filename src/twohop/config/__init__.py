@@ -30,7 +30,7 @@ from twohop.config._catalogue import (
 from twohop.config._data import BuildQuestions, CurateEntities, FetchImages
 from twohop.config._load import load_params, parse_params
 from twohop.config._params import STYLE_SOURCES, Params, section_keys
-from twohop.config._resources import BEFORE_CARD, ModelSize, Needs, needs, read_size
+from twohop.config._resources import BEFORE_CARD, WIDTHS, ModelSize, Needs, needs, read_size
 from twohop.config._shipped import CATALOG, ShippedModel, shipped_models
 from twohop.config._short import ShortEntry
 
@@ -38,6 +38,7 @@ __all__ = [
     "BEFORE_CARD",
     "CATALOG",
     "STYLE_SOURCES",
+    "WIDTHS",
     "AssembledVlm",
     "BuildQuestions",
     "CaptionRecipe",

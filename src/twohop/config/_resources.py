@@ -64,6 +64,8 @@ class ModelSize:
     n_layers: int
     vocab: int
     n_image_tokens: int
+    width: int | None = None
+    """Bytes of a number, where the entry's `loading.dtype` says so; None: float32 on a CPU, bfloat16 on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Needs:
     """GPUs; 0 where models run on the CPU."""
 
 
+WIDTHS: Mapping[str | None, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number, by `loading.dtype`; `auto` is not among them."""
 BEFORE_CARD = ModelSize(parameters=200_000_000, d_model=576, n_layers=30, vocab=49_152, n_image_tokens=16)
 """The default study's largest model: what a plan shows before the card is made. Jobs start after it is."""
 
@@ -101,7 +105,8 @@ def read_size(card: Path) -> ModelSize:
     """The card's numbers; `BEFORE_CARD` while there is no readable card (a job that opens it says what is wrong)."""
     try:
         tree = json.loads(card.read_bytes())
-        return ModelSize(**{name: int(tree[name]) for name in ModelSize.__dataclass_fields__})
+        numbers = {name: int(tree[name]) for name in ModelSize.__dataclass_fields__ if name != "width"}
+        return ModelSize(**numbers, width=WIDTHS.get(tree.get("entry", {}).get("loading", {}).get("dtype")))
     except (OSError, ValueError, KeyError, TypeError):
         return BEFORE_CARD
 
@@ -117,11 +122,13 @@ def needs(step: str, params: Params, size: ModelSize, threads: int = 1, gpu_mb: 
     work = WORKS[step](params, size)
     chunk = _chunk_bytes(params, size) if step == "extract_activations" else 0.0
     if gpu_mb <= 0:
-        seconds = _seconds(work, size, CPU_BYTES, CPU_FLOPS * threads)
-        return _on_cpu(_device_bytes(work, size, CPU_BYTES) + chunk, seconds)
-    memory = BASE_MB + CUDA_HOST_MB + (size.parameters * GPU_BYTES + chunk) / MB
-    gpus = math.ceil(SAFETY_MEMORY * _device_bytes(work, size, GPU_BYTES) / MB / gpu_mb)
-    return Needs(_memory(memory), _minutes(_seconds(work, size, GPU_BYTES, GPU_FLOPS)), gpus)
+        width = size.width or CPU_BYTES
+        seconds = _seconds(work, size, width, CPU_FLOPS * threads)
+        return _on_cpu(_device_bytes(work, size, width) + chunk, seconds)
+    width = size.width or GPU_BYTES
+    memory = BASE_MB + CUDA_HOST_MB + (size.parameters * width + chunk) / MB
+    gpus = math.ceil(SAFETY_MEMORY * _device_bytes(work, size, width) / MB / gpu_mb)
+    return Needs(_memory(memory), _minutes(_seconds(work, size, width, GPU_FLOPS)), gpus)
 
 
 def _on_cpu(more_bytes: float, seconds: float) -> Needs:
