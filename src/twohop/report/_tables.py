@@ -571,8 +571,8 @@ def limits(summary: Record) -> Sequence[str]:
     grain = "intervals from so few entities are too narrow" if few else "differences of a few points cannot be seen"
     same = {m: e["same_weights_as"] for m, e in summary["models"].items() if e.get("same_weights_as")}
     native = tuple(
-        f"{vlm} is compared with its own weights, run on text alone ({backbone}): what its training has cost the language "
-        "model cannot be seen."
+        f"{vlm} is compared with its own weights, run on text alone ({backbone}): what its training has cost the "
+        "language model cannot be seen."
         for backbone, vlm in same.items()
     )
     first = f"{summary['n_entities']} entities and {summary['n_questions']} questions: {grain}."
