@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from twohop.config import RandomModel
 from twohop.errors import ModelError
+from twohop.models._processor import load_processor
 from twohop.models._random import build_random
 from twohop.models._random_families import VISIONS
 from twohop.models._random_languages import LANGUAGES
@@ -25,6 +26,7 @@ LAYERS, D, PX = 4, 32, 32
 TEXT = "Consider the country France. The capital of this country is"
 OTHER = "Consider the country Japan. The capital of this country is"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
+NEED_TORCHVISION = ("llava-pixtral", "mistral3", "llama4")
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
 QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -41,6 +43,7 @@ class Expected:
     written: str
     keys: set[str]
     torchvision: bool = False
+    """Its whole processor needs torchvision; most do without it for still pictures."""
     needed: tuple[str, ...] = ()
 
 
@@ -84,7 +87,7 @@ EXPECTED = {
             torchvision=True,
             needed=("image_grid_thw", "mm_token_type_ids"),
         )
-        for family in ("qwen2_5_vl", "qwen3_vl")
+        for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     },
     "llama4": Expected(
         "<|image|>",
@@ -101,9 +104,9 @@ EXPECTED = {
 
 
 def with_pictures(*, but: tuple[str, ...] = ()) -> list[Any]:
-    """The families; those whose processor needs torchvision are skipped where it is absent."""
+    """The families; those that have no processor at all without torchvision are skipped where it is absent."""
     absent = pytest.mark.skipif(not HAS_TORCHVISION, reason="the family's processor needs torchvision")
-    marks = {name: [pytest.mark.torchvision, absent] if e.torchvision else [] for name, e in EXPECTED.items()}
+    marks = {name: [pytest.mark.torchvision, absent] if name in NEED_TORCHVISION else [] for name in EXPECTED}
     return [pytest.param(name, marks=marks[name]) for name in EXPECTED if name not in but]
 
 
@@ -145,7 +148,7 @@ def open_tokenizer(path: Path) -> Any:
 
 
 def open_processor(path: Path) -> Any:
-    return AutoProcessor.from_pretrained(path, local_files_only=True)
+    return load_processor(path)
 
 
 def picture(seed: int, px: int = PX) -> Image.Image:
@@ -364,7 +367,7 @@ def test_features_can_be_given_instead_of_pixels(folder: Callable[[str], Path], 
     torch.testing.assert_close(last_logits(net, **given), expected, atol=1e-5, rtol=1e-5)
     for key in needed:
         lacking = {k: v for k, v in given.items() if k != key}
-        if (name, key) == ("qwen3_vl", "mm_token_type_ids"):
+        if (name, key) in (("qwen2_vl", "mm_token_type_ids"), ("qwen3_vl", "mm_token_type_ids")):
             with pytest.raises(ValueError, match=key):
                 last_logits(net, **lacking)
         else:  # nothing is said, the answer is another
@@ -375,7 +378,7 @@ def test_features_can_be_given_instead_of_pixels(folder: Callable[[str], Path], 
 @pytest.mark.skipif(not HAS_TORCHVISION, reason="the family's processor needs torchvision")
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if e.torchvision])
 def test_written_processor_is_what_its_class_writes(tmp_path: Path, folder: Callable[[str], Path], name: str) -> None:
-    open_processor(folder(name)).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(folder(name), local_files_only=True).save_pretrained(tmp_path)
     for file in ("processor_config.json", "chat_template.jinja"):
         assert (tmp_path / file).read_text() == (folder(name) / file).read_text()
 
@@ -436,8 +439,6 @@ def test_layers_of_gemma3_and_llama4_see_windows_and_everything(folder: Callable
     assert [n for n, layer in enumerate(llama.language_model.model.layers) if layer.is_moe_layer] == [1]
 
 
-@pytest.mark.torchvision
-@pytest.mark.skipif(not HAS_TORCHVISION, reason="the family's processor needs torchvision")
 def test_qwen3_adds_deep_features_to_the_first_layer(folder: Callable[[str], Path]) -> None:
     net, processor = open_vlm(folder("qwen3_vl")), open_processor(folder("qwen3_vl"))
     inputs = processed(processor, "qwen3_vl")

@@ -30,6 +30,7 @@ FAMILIES = (
     "internvl",
     "paligemma",
     "gemma3",
+    "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
     "mllama",

@@ -9,6 +9,7 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
@@ -227,6 +228,14 @@ def qwen2_5_vl(size: Size) -> Any:
     vision = _qwen_tower(size, window_size=2 * _quarters(size), fullatt_block_indexes=[1])
     text = Qwen2_5_VLTextConfig(**_sections(size))
     return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_ids(size))
+
+
+def qwen2_vl(size: Size) -> Any:
+    """Every layer sees the whole picture."""
+    vision = _qwen_tower(size, hidden_size=size.d_model, embed_dim=D_TOWER, mlp_ratio=2)
+    vision = {k: v for k, v in vision.items() if k not in ("intermediate_size", "out_hidden_size")}
+    text = Qwen2VLTextConfig(**_sections(size))
+    return hf.Qwen2VLConfig(text_config=text, vision_config=vision, **_qwen_ids(size))
 
 
 def qwen3_vl(size: Size) -> Any:

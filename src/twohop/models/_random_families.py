@@ -140,6 +140,14 @@ VISIONS: dict[str, Vision] = {
         configs.QWEN_TOKENS,
         chat_template=tokens.chatml(_QWEN_PICTURE),
     ),
+    "qwen2_vl": Vision(
+        "qwen2",
+        "Qwen2VLForConditionalGeneration",
+        configs.qwen2_vl,
+        processors.qwen2_vl,
+        configs.QWEN_TOKENS,
+        chat_template=tokens.chatml(_QWEN_PICTURE),
+    ),
     "qwen3_vl": Vision(
         "qwen3",
         "Qwen3VLForConditionalGeneration",

@@ -139,6 +139,12 @@ def qwen2_5_vl(tokenizer: Any, image_size: int) -> Any:
     return WrittenProcessor("Qwen2_5_VLProcessor", tokenizer, parts)
 
 
+def qwen2_vl(tokenizer: Any, image_size: int) -> Any:
+    """Four by four patches, two by two a token."""
+    parts = _qwen(image_size, "Qwen2VL", do_sample_frames=False, max_video_tokens=128000)
+    return WrittenProcessor("Qwen2VLProcessor", tokenizer, parts)
+
+
 def qwen3_vl(tokenizer: Any, image_size: int) -> Any:
     """Four by four patches, two by two a token."""
     half = [0.5, 0.5, 0.5]
