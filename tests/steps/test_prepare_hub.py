@@ -116,7 +116,7 @@ def test_a_job_downloads_what_it_lacks(repo: Any, tmp_path: Path, monkeypatch: p
         "models.llm": ENTRY.model_dump(mode="json"),
         "fetch_images.size_px": 224,
     }
-    words = ["prepare_model", "--model", "llm", "--params", json.dumps(params), "--in", "projector"]
+    words = ["prepare_model", "--model", "llm", "--params", json.dumps(params), "--in", "projector", "--in", "backbone"]
     out = ["--out", "card", "out/card.json", "--out", "lineage", "out/lineage.json"]
     done = subprocess.run([sys.executable, "-m", "twohop", *words, *out], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
