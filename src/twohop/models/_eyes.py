@@ -93,7 +93,10 @@ class Eyes:
         Raises:
             ModelError: a key of the processor would be dropped (promise X9).
         """
-        taken = inspect.signature(self.net.get_image_features).parameters
+        taken = {**inspect.signature(self.net.get_image_features).parameters}
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
+            # it hands on what the model's forward takes by name, e.g. Pixtral's image_sizes in a LLaVA model
+            taken |= {k: p for k, p in inspect.signature(self.net.forward).parameters.items() if k.startswith("image_")}
         known = {*TEXT, *PER_TOKEN, *PER_PICTURE, *taken}
         dropped = sorted(set(made[0].inputs) - known)
         if dropped:
