@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from twohop.config import ModelEntry, PrepareModel, RandomModel
 from twohop.models import Batch, Model, ModelCard, Prompt, Tokens
-from twohop.models._frame import call, find_frame
+from twohop.models._frame import count_image_tokens, find_frame
 from twohop.models._processor import image_token, load_processor, load_tokenizer, read_config
 from twohop.models._random import build_random
 from twohop.models._random_tokens import IMAGE, tiny_tokenizer
@@ -86,7 +86,7 @@ def seeing(family: str, chat: bool = False) -> Model:
     processor, config = load_processor(folder), read_config(folder)
     frame = find_frame(processor.tokenizer, processor, chat)
     token = image_token(config, processor, folder)
-    n = int((call(processor, frame.placeholder, pictures(1)[0])["input_ids"] == token).sum())
+    n = count_image_tokens(processor, frame.placeholder, token, IMAGE_PX)
     card = ModelCard.model_construct(name=family, family=config.model_type, role="vlm", n_image_tokens=n)
     return Model(net, card, Tokens(processor.tokenizer, n, token, frame), processor)
 

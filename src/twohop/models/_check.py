@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import transformers
-from PIL import Image
 from safetensors import safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
 from transformers.models.auto.modeling_auto import (
@@ -23,9 +22,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from twohop.errors import ModelError
-from twohop.models._frame import call, find_frame, template_of
+from twohop.models._frame import count_image_tokens, find_frame, template_of
 from twohop.models._headers import HEADER, Headers, read_headers
-from twohop.models._processor import load_processor, load_tokenizer, read_config
+from twohop.models._processor import cross_layers, load_processor, load_tokenizer, named_image_token, read_config
 
 Kind = Literal["vlm", "backbone"]
 _RISKY = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".msgpack", ".h5")
@@ -90,9 +89,9 @@ def check_folder(folder: Path, kind: Kind, prompt: str = "plain", picture_px: in
     faults = [*foreign, *_weight_faults(folder, headers)]
     config = None if foreign else _config(folder, faults)
     text: Any = None if config is None else config.get_text_config()
-    cross = tuple(getattr(text, "cross_attention_layers", None) or ())
+    cross = cross_layers(text)
     reader = _Reader(folder, kind, faults) if config is not None else None
-    image_id = _image_token_id(config) if kind == "vlm" else None
+    image_id = named_image_token(config) if kind == "vlm" else None
     count = None
     if reader is not None:
         reader.check_template(prompt)
@@ -177,14 +176,6 @@ def _shape(text: Any, cross: Iterable[int]) -> Shape:
     )
 
 
-def _image_token_id(config: Any) -> int | None:
-    for name in ("image_token_id", "image_token_index"):
-        found = getattr(config, name, None)
-        if isinstance(found, int):
-            return found
-    return None
-
-
 class _Reader:
     """Tokenizer and processor of a folder; what they lack goes to `faults`."""
 
@@ -246,10 +237,9 @@ class _Reader:
         """Image tokens that the model's own processor writes for a picture."""
         if self._processor is None:
             return None
-        blank = Image.new("RGB", (picture_px, picture_px), (128, 128, 128))
         try:
             placeholder = find_frame(self._tokenizer, self._processor).placeholder
-            found = int((call(self._processor, placeholder, blank)["input_ids"] == image_id).sum())
+            found = count_image_tokens(self._processor, placeholder, image_id, picture_px)
         except ModelError as error:
             self._faults.append(_one_line(error))
             return None

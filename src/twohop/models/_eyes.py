@@ -17,6 +17,7 @@ from torch import Tensor
 from twohop.errors import ModelError
 from twohop.models._devices import compute_device
 from twohop.models._frame import END, START, Frame, call, process
+from twohop.models._processor import cross_layers
 from twohop.models._prompts import Picture
 
 AT_ONCE = 16
@@ -42,7 +43,7 @@ class Eyes:
     @property
     def crosses(self) -> bool:
         """Pictures are read by cross-attention layers, not as tokens of the prompt."""
-        return bool(getattr(self.net.config.get_text_config(), "cross_attention_layers", None))
+        return bool(cross_layers(self.net.config.get_text_config()))
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image]) -> list[Picture]:

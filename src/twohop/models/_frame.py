@@ -138,6 +138,12 @@ def call(processor: Any, text: str, picture: Image.Image | None = None) -> Mappi
         ) from error
 
 
+def count_image_tokens(processor: Any, placeholder: str, token: int, side: int) -> int:
+    """Image tokens that the processor writes for a blank square picture of `side` pixels."""
+    blank = Image.new("RGB", (side, side), (128, 128, 128))
+    return int((call(processor, placeholder, blank)["input_ids"] == token).sum())
+
+
 def _blank() -> Image.Image:
     return Image.new("RGB", (64, 64), (128, 128, 128))
 

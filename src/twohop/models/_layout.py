@@ -5,7 +5,7 @@ outputs of `self_attn` and `mlp`; in Gemma-2, Gemma-3 and OLMo-2 they are the ou
 child of the layer is watched during a pass over a few tokens, and the pair of children whose outputs sum to what the
 residual gains is the layout. A model of which no pair does (promise X6) is refused.
 
-Cross-attention layers (Mllama) are the one exception: what they add is scaled by their gates, see `CROSS`.
+Cross-attention layers (Mllama) are the one exception: what they add is scaled by gates, see `Decoder.tap` in `_sites`.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ def discover(net: Any, layers: nn.ModuleList, skipped: frozenset[int], d_model: 
     silent = [i for i in ran if seen[i].after is None]
     if silent:
         raise ModelError(
-            f"decoder layers {silent[:5]} do not run, or do not give (batch, seq, d_model)", _name(net), TODO
+            f"decoder layers {silent[:5]} do not run, or do not give (batch, seq, d_model)", _name(net), REFUSED
         )
     names = [n for n in seen[ran[0]].children if all(n in seen[i].children for i in ran)]
     errors = {pair: _unexplained(pair, [seen[i] for i in ran]) for pair in permutations(names, 2)}
@@ -83,7 +83,7 @@ def discover(net: Any, layers: nn.ModuleList, skipped: frozenset[int], d_model: 
     dtype = cast("Tensor", seen[ran[0]].after).dtype
     if pair is None or not errors[pair] <= TOLERANCE.get(dtype, COARSE):
         best = "" if pair is None else f" ({' and '.join(pair)} leave {errors[pair]:.1%} of it)"
-        raise ModelError(f"no two modules of a layer sum to what its residual gains{best}", _name(net), TODO)
+        raise ModelError(f"no two modules of a layer sum to what its residual gains{best}", _name(net), REFUSED)
     first, second = sorted(pair, key=names.index)  # in the order in which they ran
     block = next((n for n in names[: names.index(first) + 1] if _projection(layers[ran[0]], n)), None)
     attention: Any = getattr(layers[ran[0]], block) if block else None
@@ -97,7 +97,7 @@ def discover(net: Any, layers: nn.ModuleList, skipped: frozenset[int], d_model: 
     )
 
 
-TODO = "this family needs an entry of its own in twohop/models/_layout.py; twohop models check says what it is"
+REFUSED = "this family is not supported; twohop models check says which it is"
 
 
 def _name(net: Any) -> str:

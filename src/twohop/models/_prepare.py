@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from PIL import Image
 from safetensors import safe_open
 from transformers.utils import logging
 
@@ -33,8 +32,8 @@ from twohop.models import _embedded, _mllama, _native
 from twohop.models._card import FileRecord, ModelCard
 from twohop.models._check import check_folder
 from twohop.models._fetch import fetched
-from twohop.models._frame import call, find_frame
-from twohop.models._processor import image_token, load_processor, read_config, sees
+from twohop.models._frame import count_image_tokens, find_frame
+from twohop.models._processor import cross_layers, image_token, load_processor, read_config, sees
 from twohop.models._random import build_random
 
 CACHE_VARIABLE = "TWOHOP_CACHE"
@@ -323,7 +322,7 @@ def _card(
     text: Any = config.get_text_config()
     is_vlm = entry.role != "backbone"
     seen = _seen(config, path, picture_px) if is_vlm else Seen(0, None, None, None)
-    crossed = {int(i) for i in getattr(text, "cross_attention_layers", None) or ()}
+    crossed = cross_layers(text)
     return ModelCard(
         name=name,
         role=entry.role,
@@ -387,8 +386,7 @@ def _seen(config: Any, path: Path, picture_px: int) -> Seen:
     processor = load_processor(path)
     token = image_token(config, processor, path)
     placeholder = find_frame(processor.tokenizer, processor).placeholder
-    blank = Image.new("RGB", (picture_px, picture_px), (128, 128, 128))
-    count = int((call(processor, placeholder, blank)["input_ids"] == token).sum())
+    count = count_image_tokens(processor, placeholder, token, picture_px)
     if not count:
         raise ModelError("a picture takes no image token", str(path), "the processor's files do not fit the model")
     size = getattr(config.vision_config, "image_size", None)

@@ -8,9 +8,7 @@ from typing import Any
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from twohop.errors import ModelError
-from twohop.models._still import load_still
-
-SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+from twohop.models._still import SAFE, load_still
 
 
 def read_config(folder: Path) -> Any:
@@ -30,6 +28,11 @@ def read_config(folder: Path) -> Any:
 def sees(config: Any) -> bool:
     """The config is a vision-language model's."""
     return getattr(config, "vision_config", None) is not None
+
+
+def cross_layers(text: Any) -> tuple[int, ...]:
+    """Decoder layers of a text config that read a picture by cross-attention; a text-only run skips them."""
+    return tuple(int(i) for i in getattr(text, "cross_attention_layers", None) or ())
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -82,15 +85,19 @@ def _first_that_loads(folder: Path) -> Any:
     raise ModelError(f"cannot load the processor: {first}", str(folder), "download its files again")
 
 
+def named_image_token(config: Any) -> int | None:
+    """Id of the image token that a config names; None: it names none."""
+    ids = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
+    return next((i for i in ids if isinstance(i, int)), None)
+
+
 def image_token(config: Any, processor: Any, folder: Path) -> int:
     """Id of the tokens that a picture's features stand at.
 
     Raises:
         ModelError: the config names none, or the tokenizer does not have it.
     """
-    found = next(
-        (v for k in ("image_token_id", "image_token_index") if (v := getattr(config, k, None)) is not None), None
-    )
+    found = named_image_token(config)
     if found is None:
         raise ModelError("the config names no image token", str(folder), "this family is not supported")
     if int(found) >= len(processor.tokenizer) or processor.tokenizer.convert_ids_to_tokens(int(found)) is None:

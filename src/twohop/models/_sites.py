@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from twohop.errors import ModelError
 from twohop.models._layout import OUTPUT_PROJECTIONS, Layout, discover
+from twohop.models._processor import cross_layers
 
 SiteKind = Literal["resid_post", "mlp_write", "attn_write", "head", "query", "key", "value"]
 KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
@@ -82,7 +83,7 @@ class Decoder:
         self.n_layers, self.d_model = int(config.num_hidden_layers), int(config.hidden_size)
         self.n_heads = int(config.num_attention_heads)
         self.n_kv_heads = int(getattr(config, "num_key_value_heads", None) or self.n_heads)
-        self.cross_layers = frozenset(int(i) for i in getattr(config, "cross_attention_layers", None) or ())
+        self.cross_layers = frozenset(cross_layers(config))
         if len(self.layers) != self.n_layers:
             raise ModelError(
                 f"{len(self.layers)} decoder layers, the config says {self.n_layers}",
