@@ -39,8 +39,10 @@ def data():
     return TrainingSet((2 * (entity + noise)).half(), NAMES)
 
 
-def plan(steps=20, **changes):
-    return _cross.CrossPlan(LAYERS, steps=steps, batch=4, lr=5e-3, gate_speed=10.0, seed=0, **changes)
+def plan(steps=20, answers=1.0):
+    return _cross.CrossPlan(
+        LAYERS, steps=steps, batch=4, lr=5e-3, gate_speed=10.0, answers=answers, answer_tokens=4, seed=0
+    )
 
 
 def trained(folders, data, a_plan, **more):
@@ -234,3 +236,52 @@ def test_file_that_does_not_fit_is_refused(folders, after, tmp_path):
     with pytest.raises(ModelError, match="no cross-attention layers"):
         _mllama.assemble_cross(*folders, {"linear_1.weight": torch.zeros(1)}, tmp_path / "vlm")
     assert not (tmp_path / "vlm").exists()
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answering(folders):
+    net, processor = _mllama.crossed(*folders, LAYERS)
+    return _cross._Answers(net, processor.tokenizer, NAMES, 4), AutoModelForCausalLM.from_pretrained(folders[0]).eval()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_answers_are_what_the_backbone_says_with_the_name_in_place(answering, first):
+    answers, backbone = answering
+    text = _cross.OPEN_TEXTS[0]
+    said, logits = answers.said(text, first, NAMES)
+    bos = [answers.net.config.text_config.bos_token_id] * first
+    for i, name in enumerate(NAMES):
+        ids = torch.tensor([bos + _cross.ids_of(answers.tokenizer, text.format(entity=name))])
+        out = backbone.generate(
+            ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        assert torch.allclose(torch.stack(out.logits, 1)[0], logits[i], atol=1e-4)
+        assert torch.equal(logits[i].argmax(-1), said[i])
+
+
+def test_a_model_that_already_says_so_loses_nothing(answering):
+    """With closed gates and the name's own text there is no divergence: the last positions are the answer's."""
+    answers, backbone = answering
+    said, logits = answers.said("{entity}\nIt is", 0, NAMES[:1])
+    prompt = torch.tensor([_cross.ids_of(answers.tokenizer, f"{NAMES[0]}\nIt is")])
+    with torch.no_grad():
+        own = backbone(torch.cat([prompt, said[:, :-1]], 1)).logits[:, -4:]
+    assert float(_cross.divergence(logits.flatten(0, 1), own.flatten(0, 1)).max()) < 1e-5
+
+
+def test_answers_are_learnt_from_the_picture(folders, data, after):
+    """Training with answers leaves less divergence than training on captions alone."""
+
+    def left(net):
+        answers = _cross._Answers(net, _mllama.crossed(*folders, LAYERS)[1].tokenizer, NAMES, 4)
+        d_wide = net.config.vision_config.hidden_size
+        raw = _cross._centred(data.features)[:, 0].float()
+        states = net.model.multi_modal_projector(_cross._placed(raw, d_wide))
+        with torch.no_grad():
+            return sum(float(answers(states, torch.arange(len(NAMES)), step)) for step in range(6))
+
+    without, _ = trained(folders, data, plan(answers=0.0))
+    assert left(after[0]) < left(without)

@@ -72,7 +72,7 @@ class NativeRecipe(Section):
 
 
 class CrossRecipe(Section):
-    """Gated cross-attention layers between the frozen language model's own, trained on captions."""
+    """Gated cross-attention layers between the frozen language model's own, trained on captions and answers."""
 
     layers: list[Layer] = Field(min_length=1)
     """Indices of the new layers among all layers, ascending; the language model's own move up."""
@@ -84,6 +84,10 @@ class CrossRecipe(Section):
     """Peak learning rate."""
     gate_speed: float = Field(gt=0)
     """Learning rate of the gates, which start at 0, in units of `lr`."""
+    answers: float = Field(ge=0)
+    """Weight of the divergence from what the language model says to the name, where something else is asked."""
+    answer_tokens: int = Field(ge=1, le=32)
+    """Tokens of the language model's answer that are compared."""
 
     @field_validator("layers")
     @classmethod

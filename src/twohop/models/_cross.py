@@ -1,7 +1,10 @@
 """Recipe `cross`: gated cross-attention layers in a frozen language model (Flamingo, Alayrac et al. 2022; Llama 3.2).
 
-Captions only: cross-entropy of the entity's name after a caption prompt. The gates start at 0, where the model is the
-language model itself; text without a picture never passes the new layers, so that there is nothing to keep.
+Captions: cross-entropy of the entity's name after a caption prompt. Answers: on texts that ask something else about the
+entity, the divergence from what the language model itself says to the same text with the name in the picture's place
+(distillation, in the place of LLaVA's visual instructions): a model that learns captions alone names whatever it is
+asked. The gates start at 0, where the model is the language model itself; text without a picture never passes the new
+layers, so that there is nothing to keep.
 """
 
 import math
@@ -17,6 +20,7 @@ from torch.nn import functional
 
 from twohop.models import _mllama
 from twohop.models._projector import CAPTION_PROMPTS, Tokenizer, Trained, TrainingSet, drawn, ids_of, moments
+from twohop.models._replay import OPEN_TEXTS, divergence
 from twohop.models._training import Progress, Schedule, fit
 
 GATE = "_gate"
@@ -34,6 +38,10 @@ class CrossPlan:
     lr: float
     gate_speed: float
     """The gates' learning rate in units of the others'."""
+    answers: float
+    """Weight of the answers' divergence."""
+    answer_tokens: int
+    """Length of an answer."""
     seed: int
 
 
@@ -75,10 +83,13 @@ def train_cross(
     projector, mean_std = modules[_mllama.PROJECTOR_PREFIX], moments(data.features)
     d_wide = net.config.vision_config.hidden_size
     captions = _Captions(net, tokenizer, data.names)
+    answers = _Answers(net, tokenizer, data.names, plan.answer_tokens)
 
     def loss_of(step: int) -> Tensor:
         pictures, features = drawn(data, plan.batch, plan.seed, step)
-        return captions(projector(_placed((features - mean_std[0]) / mean_std[1], d_wide)), pictures, step)
+        states = projector(_placed((features - mean_std[0]) / mean_std[1], d_wide))
+        loss = captions(states, pictures, step)
+        return loss + plan.answers * answers(states, pictures, step) if plan.answers else loss
 
     schedule = Schedule(plan.steps, plan.lr)
     losses = fit(trained, schedule, plan, loss_of, checkpoint, progress, {GATE: plan.gate_speed})
@@ -144,6 +155,49 @@ class _Captions:
         hidden = seen(self.net, ids, states)[:, -longest:]
         kept = labels != -100
         return functional.cross_entropy(self.net.lm_head(hidden[kept]), labels[kept])
+
+
+class _Answers:
+    """Divergence from the language model's own words after a text with the name, once it is the picture that is seen.
+
+    One text per step, in turn; the language model answers greedily, and every token of its answer is compared.
+    """
+
+    def __init__(self, net: Any, tokenizer: Tokenizer, names: Sequence[str], n_tokens: int) -> None:
+        self.net, self.names, self.n_tokens = net, names, n_tokens
+        self.texts = [(text, first) for first in (0, 1) for text in OPEN_TEXTS]
+        self.tokenizer = tokenizer
+
+    def __call__(self, states: Tensor, pictures: Tensor, step: int) -> Tensor:
+        text, first = self.texts[step % len(self.texts)]
+        answer, teacher = self.said(text, first, [self.names[int(i)] for i in pictures])
+        prompt = torch.tensor([prompt_ids(self.tokenizer, self.net.config, text, first)]).expand(len(pictures), -1)
+        hidden = seen(self.net, torch.cat([prompt, answer[:, :-1]], 1), states)[:, -self.n_tokens :]
+        return divergence(teacher.flatten(0, 1), self.net.lm_head(hidden).flatten(0, 1)).mean()
+
+    @torch.no_grad()
+    def said(
+        self, text: str, first: int, names: Sequence[str]
+    ) -> tuple[Int[Tensor, "batch answer"], Float[Tensor, "batch answer token"]]:
+        """The greedy answer to the text with each name, and the logits at every token of it."""
+        bos = [self.net.config.text_config.bos_token_id] * first
+        rows = [bos + ids_of(self.tokenizer, text.format(entity=name)) for name in names]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        logits: list[Tensor] = []
+        cache = None
+        for _ in range(self.n_tokens):
+            new = ids if cache is None else ids[:, -1:]
+            positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new.shape[1] :]
+            out = self.net.model(
+                input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            cache = out.past_key_values
+            logits.append(self.net.lm_head(out.last_hidden_state[:, -1]))
+            ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        return ids[:, longest:], torch.stack(logits, 1)
 
 
 def prompt_ids(tokenizer: Tokenizer, config: Any, template: str, first_token: bool | int) -> list[int]:

@@ -25,6 +25,21 @@ NAMED_TEXTS: tuple[str, ...] = (
     "In {entity}, people often",
 )
 """Texts with an entity's name in place."""
+OPEN_TEXTS: tuple[str, ...] = (
+    "Consider the country {entity}. The highest mountain in this country is",
+    "Consider the country {entity}. The head of state of this country is",
+    "Consider the following country: {entity}. The population of this country is about",
+    "The country is {entity}. Its national dish is",
+    "The country is {entity}. The longest river that flows through it is the",
+    "Country: {entity}\nNational anthem:",
+    "Country: {entity}\nMost popular sport:",
+    "{entity}\nThis country is best known for its",
+    "{entity}\nThe climate of this country is",
+    "The flag of a country: {entity}\nThe colours of this flag are",
+    "I have been to {entity}. The best month to visit it is",
+    "A map of {entity}. To the north of it lies",
+)
+"""Texts that ask something else about an entity; they teach to answer, and none of the answers is measured."""
 SENTENCES: tuple[str, ...] = (
     "The train was late again, so we walked along the river and talked about the book.",
     "To make the soup, first chop the onions and fry them slowly in a little oil.",
@@ -63,6 +78,8 @@ HELD_OUT: tuple[str, ...] = (
     "Thank you for your order, which will be sent to you within three days.",
 )
 """Texts that no training sees."""
+HELD_OUT_OPEN = "The country is {entity}. The number of people who live in it is"
+"""A text that asks, of the same kind."""
 HELD_OUT_NAMED = "My neighbour once lived in {entity} for a while, and she"
 """A text with an entity's name that no training sees."""
 MEASURE_BATCH = 16
@@ -101,13 +118,14 @@ def divergence(teacher: Float[Tensor, "row token"], student: Float[Tensor, "row 
 
 def training_texts(names: Sequence[str]) -> list[str]:
     """Every text of a name, and the sentences, each as often as there are texts of one name."""
-    named = [text.format(entity=name) for name in dict.fromkeys(names) for text in NAMED_TEXTS]
-    return named + list(SENTENCES) * len(NAMED_TEXTS)
+    texts = (*NAMED_TEXTS, *OPEN_TEXTS)
+    return [t.format(entity=name) for name in dict.fromkeys(names) for t in texts] + list(SENTENCES) * len(texts)
 
 
 def held_out_texts(names: Sequence[str]) -> list[str]:
     """Texts for the measure, of every fifth name."""
-    return [*HELD_OUT, *(HELD_OUT_NAMED.format(entity=name) for name in list(dict.fromkeys(names))[::5])]
+    some = list(dict.fromkeys(names))[::5]
+    return [*HELD_OUT, *(text.format(entity=name) for text in (HELD_OUT_NAMED, HELD_OUT_OPEN) for name in some)]
 
 
 @torch.no_grad()
