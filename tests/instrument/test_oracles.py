@@ -31,7 +31,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 def opened(name: str, dtype: torch.dtype) -> Case:
     tiny = case(name, fresh=True)
-    tiny.model.net.to(dtype)
+    for value in (*tiny.model.net.parameters(), *tiny.model.net.buffers()):
+        if value.is_floating_point():  # Llama 4's eyes hold complex positions
+            value.data = value.data.to(dtype)
     tiny.model.dtype = dtype
     return Case(tiny.model, _cast(tiny.clean, dtype), _cast(tiny.corrupted, dtype), tiny.run)
 
@@ -63,8 +65,13 @@ def module(tiny: Case, block: Any, site: Site) -> tuple[Any, bool]:
     if site.kind == "resid_post":
         return block, False
     if site.kind == "mlp_write":
-        return (block.feed_forward if tiny.model.card.family == "llama4" else block.mlp), False
+        return (block.feed_forward if tiny.model.card.family == "llama4" else block.mlp), mixed(tiny, site)
     return (block.cross_attn if crossed(tiny, site) else block.self_attn), True
+
+
+def mixed(tiny: Case, site: Site) -> bool:
+    """A mixture of experts: a tuple, whose first item has batch and position in one axis."""
+    return tiny.model.card.family == "llama4" and site == Site("mlp_write", 1)
 
 
 def crossed(tiny: Case, site: Site) -> bool:
@@ -121,7 +128,8 @@ def reference(tiny: Case, batch: Batch, site: Site) -> tuple[Tensor, Tensor]:
             grad = value.grad.save()
     handle.remove()
     scale, kept = gate(tiny, site), rows(tiny, batch, site)
-    return value.detach() * scale * kept, grad / scale * kept
+    shape = (*batch.input_ids.shape, -1)
+    return value.detach().reshape(shape) * scale * kept, grad.reshape(shape) / scale * kept
 
 
 def patched_reference(tiny: Case, batch: Batch, site: Site, where: Tensor, values: Tensor) -> Tensor:
@@ -129,7 +137,9 @@ def patched_reference(tiny: Case, batch: Batch, site: Site, where: Tensor, value
     traced, new = tracer(tiny), values / gate(tiny, site)
     with torch.no_grad(), traced.trace(**inputs(tiny, batch)):
         part, is_tuple = module(tiny, decoder(tiny, traced).layers[site.layer], site)
-        if is_tuple:
+        if mixed(tiny, site):
+            part.output[0][where.flatten()] = new
+        elif is_tuple:
             part.output[0][where] = new
         else:
             part.output[where] = new

@@ -1,9 +1,13 @@
 """When does a run have to tell DVC something? The check that reads file times only."""
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from twohop.errors import TwohopError
+from twohop.lineage import _sync
 from twohop.lineage._files import write_state
 from twohop.lineage._sync import _STAMP, _digest, in_step
 
@@ -42,3 +46,15 @@ def test_c01_a_stage_that_dvc_has_never_heard_of_is_told(committed: Path) -> Non
 def test_an_altered_result_is_told(committed: Path) -> None:
     (committed / "results/first/a.json").write_text("22")
     assert not in_step()
+
+
+def test_a_job_that_dvc_yaml_has_no_stage_for_says_what_to_do(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a model was added to params.yaml and dvc.yaml was not made anew."""
+    dag = SimpleNamespace(jobs=[SimpleNamespace(stage="prepare_model@new")])
+    repo = SimpleNamespace(index=SimpleNamespace(stages=[SimpleNamespace(addressing="first")]))
+    monkeypatch.setattr(_sync, "graph", lambda: contextlib.nullcontext(dag))
+    monkeypatch.setattr(_sync, "dvc_repo", lambda: contextlib.nullcontext(repo))
+    monkeypatch.setattr(_sync, "judge", lambda _repo: {})
+    monkeypatch.setattr(_sync, "_doubtful", lambda _dag, _job: True)
+    with pytest.raises(TwohopError, match=r"no stage prepare_model@new[\s\S]*twohop write_dvc"):
+        _sync.adopt()

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import unsettled
+from tiny_models import blind, unsettled
 
 from twohop.errors import ModelError
-from twohop.models import Site
+from twohop.models import Prompt, Site
 from twohop.models._hooks import hooked
 from twohop.models._sites import Decoder
 
@@ -71,3 +71,34 @@ def test_scaled_residuals_are_refused_by_name() -> None:
         Decoder(net("Granite", residual_multiplier=0.5))
     assert "GraniteForCausalLM (granite)" in error.value.where
     assert Decoder(net("Granite", residual_multiplier=1.0)).layout.mlp == "mlp"
+
+
+# --- where padding would count ----------------------------------------------------------------------------------------
+
+
+def llama4_prompts() -> list[Prompt]:
+    return [Prompt("Consider the country ", "France", t) for t in (". The capital of this country is", ". The")]
+
+
+def test_x02_llama4_in_a_padded_batch_gives_what_it_gives_alone() -> None:
+    model = blind("llama4_text")
+    asked = llama4_prompts()
+    padded = model.run(model.batch(asked)).logits
+    for i, prompt in enumerate(asked):
+        torch.testing.assert_close(padded[i], model.run(model.batch([prompt])).logits[0], atol=1e-5, rtol=1e-4)
+
+
+def test_x02_llama4_refuses_a_padded_batch_where_padding_counts() -> None:
+    """From `floor_scale` on its queries are scaled by a place that counts padding: the refused batch would be wrong."""
+    model = blind("llama4_text")
+    asked = llama4_prompts()
+    padded, alone = model.batch(asked), model.batch(asked[1:])
+    model.decoder.config.floor_scale = 64 + len(padded.input_ids[0])
+    model.batch(asked)
+    model.decoder.config.floor_scale -= 1
+    with pytest.raises(ModelError, match="set the steps' batch to 1"):
+        model.batch(asked)
+    for layer in model.decoder.layers:
+        layer.self_attn.floor_scale = 8
+    assert not torch.allclose(model.run(padded).logits[1], model.run(alone).logits[0], atol=1e-4)
+    model.batch([asked[0], asked[0]])  # rows of one length

@@ -182,12 +182,18 @@ def _stat(path: Path) -> str:
 
 
 def adopt() -> Outcome:
-    """Write or poison Snakemake's records of doubtful stages, as DVC judges their content."""
+    """Write or poison Snakemake's records of doubtful stages, as DVC judges their content.
+
+    Raises:
+        TwohopError: dvc.yaml lacks a stage of the DAG: it was made from other parameters.
+    """
     outcome = Outcome()
     with graph() as g:
         if any(_doubtful(g, job) for job in g.jobs) or not _is_judged():
             with dvc_repo() as repo:
                 verdicts = judge(repo)
+                for missing in (job.stage for job in g.jobs if job.stage not in verdicts):
+                    stage_of(repo, missing)  # says that dvc.yaml has none, and what to do
                 for job in g.jobs:  # one by one: raising an output's time can make the next stage doubtful
                     if _doubtful(g, job) or verdicts[job.stage].partial:
                         _settle(g, job, repo, verdicts[job.stage], outcome)

@@ -15,6 +15,10 @@ FROM_LATER = ("cross_attention_mask",)
 """Inputs that go on for every token that is written; the last row's entry is repeated."""
 
 
+LONGEST_ANSWER = 64
+"""Tokens that may still be written after a prompt, see `RunBenchmark.max_new_tokens`."""
+
+
 def assemble(net: Any, eyes: Eyes | None, plain: Batch, seen: Sequence[Picture], dtype: torch.dtype) -> Batch:
     """The batch with its pictures, and with every further input that the family's processor would make (X9).
 
@@ -44,6 +48,23 @@ def assemble(net: Any, eyes: Eyes | None, plain: Batch, seen: Sequence[Picture],
     if any(p.states is not None for p in seen):
         extra |= _crossed(batch, seen, dtype)
     return replace(batch, extra=extra)
+
+
+def check_padding(text_config: Any, mask: Tensor) -> None:
+    """Refuse a padded batch in which padding would change what is computed.
+
+    Llama 4 scales the queries of its layers without positions by place in the batch, counted with padding, from its
+    `floor_scale`-th place on; before that, and in rows of one length, padding changes nothing.
+
+    Raises:
+        ModelError: rows of different lengths, as long as that.
+    """
+    if not getattr(text_config, "attn_temperature_tuning", False) or bool(mask.all()):
+        return
+    longest = mask.shape[1] + LONGEST_ANSWER
+    if longest > text_config.floor_scale:
+        what = f"{longest} tokens with the answer in a padded batch; padding counts from {text_config.floor_scale} on"
+        raise ModelError(what, text_config.model_type, "set the steps' batch to 1, or give shorter prompts")
 
 
 def _rotates(net: Any) -> bool:

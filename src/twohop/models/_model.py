@@ -15,7 +15,7 @@ from twohop.errors import ModelError
 from twohop.models import _generate, _lens
 from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
-from twohop.models._batch import assemble
+from twohop.models._batch import assemble, check_padding
 from twohop.models._card import ModelCard
 from twohop.models._devices import compute_device
 from twohop.models._eyes import Eyes, open_eyes
@@ -127,6 +127,7 @@ class Model:
             self._check(picture)
         is_picture = [p.picture is not None for p in prompts]
         ids, mask, positions, spans, groups = pad(encoded, is_picture, self.pad_id, self.device, side)
+        check_padding(self.decoder.config, mask)
         plain = Batch(ids, mask, positions, groups, spans)
         return assemble(self.net, self.eyes, plain, seen, self.dtype)
 

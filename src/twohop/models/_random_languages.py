@@ -14,6 +14,8 @@ INITIALIZER_RANGE = 0.1
 """Standard deviation of the weights: wide enough that answers differ between prompts."""
 WINDOW = 8
 """Tokens that a sliding or chunked layer sees."""
+SCALED_FROM = 128
+"""Position from which Llama 4 scales queries (8192 in its checkpoints): no prompt of the tests is as long."""
 MARKS = ("<|header_start|>", "<|header_end|>", "<|eot|>")
 """Llama 4's marks of a turn."""
 
@@ -78,7 +80,7 @@ def _llama4(source: RandomModel) -> dict[str, Any]:
         "num_experts_per_tok": 1,
         "no_rope_layers": [int(n % 2 == 0) for n in range(source.n_layers)],
         "attention_chunk_size": WINDOW,
-        "floor_scale": WINDOW,
+        "floor_scale": SCALED_FROM,
     }
 
 
