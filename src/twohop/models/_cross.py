@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twohop.models import _mllama
-from twohop.models._projector import CAPTION_PROMPTS, Tokenizer, Trained, TrainingSet, drawn, ids_of, moments
+from twohop.models._projector import CAPTION_PROMPTS, Targets, Tokenizer, Trained, TrainingSet, drawn, ids_of, moments
 from twohop.models._replay import OPEN_TEXTS, divergence
 from twohop.models._training import Progress, Schedule, fit
 
@@ -142,17 +142,14 @@ class _Captions:
     """
 
     def __init__(self, net: Any, tokenizer: Tokenizer, names: Sequence[str]) -> None:
-        self.net, self.names = net, names
+        self.net = net
         self.prompts = [prompt_ids(tokenizer, net.config, text, first) for first in (0, 1) for text in CAPTION_PROMPTS]
-        self.targets = {name: ids_of(tokenizer, f" {name}.") for name in dict.fromkeys(names)}
+        self.targets = Targets.of(tokenizer, names)
 
     def __call__(self, states: Tensor, pictures: Tensor, step: int) -> Tensor:
-        prompt = self.prompts[step % len(self.prompts)]
-        wanted = [self.targets[self.names[int(i)]] for i in pictures]
-        longest = max(map(len, wanted))
-        labels = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in wanted])
-        ids = torch.cat([torch.tensor([prompt]).expand(len(wanted), -1), labels[:, :-1].clamp_min(0)], 1)
-        hidden = seen(self.net, ids, states)[:, -longest:]
+        prompt, labels = self.prompts[step % len(self.prompts)], self.targets.labels(pictures)
+        ids = torch.cat([torch.tensor([prompt]).expand(len(labels), -1), labels[:, :-1].clamp_min(0)], 1)
+        hidden = seen(self.net, ids, states)[:, -labels.shape[1] :]
         kept = labels != -100
         return functional.cross_entropy(self.net.lm_head(hidden[kept]), labels[kept])
 

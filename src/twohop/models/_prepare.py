@@ -28,7 +28,7 @@ from twohop.config import (
     RandomModel,
 )
 from twohop.errors import ModelError
-from twohop.models import _embedded, _mllama, _native
+from twohop.models import _embedded, _gemma, _mllama, _native
 from twohop.models._card import FileRecord, ModelCard
 from twohop.models._check import check_folder
 from twohop.models._fetch import fetched
@@ -41,6 +41,7 @@ LIBRARIES = ("gguf", "onnx", "safetensors", "tokenizers", "torch", "transformers
 """Libraries whose version can change the bytes that a recipe writes."""
 RECIPES = (
     "_embedded.py",
+    "_gemma.py",
     "_lora.py",
     "_mllama.py",
     "_native.py",
@@ -173,19 +174,20 @@ def _build(tmp: Path, entry: ModelEntry, prepare: PrepareModel) -> None:
 
 
 def _build_embedded(tmp: Path, source: PackageBackbone | AssembledVlm, prepare: PrepareModel) -> None:
-    language = language_folder()
     if isinstance(source, PackageBackbone):
-        _copy_files(language, tmp)
+        _copy_files(language_folder(source.package), tmp)
         return
+    language = language_folder(_gemma.PACKAGE) if source.recipe == "gemma" else language_folder()
     projector = _embedded.read_projector(Path(source.projector))
-    assemble = {"native": _native.assemble_native, "cross": _mllama.assemble_cross}.get(
-        source.recipe, _embedded.assemble_llava
-    )
+    others = {"native": _native.assemble_native, "cross": _mllama.assemble_cross, "gemma": _gemma.assemble_gemma}
+    assemble = others.get(source.recipe, _embedded.assemble_llava)
     assemble(language, tower_folder(source.tower, prepare), projector, tmp)
 
 
-def language_folder() -> Path:
-    """The embedded language model as a plain folder; converted once and shared by all entries that use it."""
+def language_folder(package: str = _embedded.BACKBONE.package) -> Path:
+    """A package's language model as a plain folder; converted once and shared by all entries that use it."""
+    if package == _gemma.PACKAGE:
+        return _part("gemma", {"payload": _gemma.WHOLE}, _gemma.convert_gemma)
     return _part("language", {"payload": _embedded.BACKBONE.sha256}, _embedded.convert_backbone)
 
 
@@ -272,7 +274,7 @@ def _sources(entry: ModelEntry) -> dict[str, str]:
         return {name: _sha256(folder / name) for name in _local_files(folder)}
     if isinstance(source, HubRepository):
         return {source.id: source.revision}
-    sources = {_embedded.BACKBONE.file: _embedded.BACKBONE.sha256}
+    sources = _language_sources(source)
     if isinstance(source, AssembledVlm):
         projector = Path(source.projector)
         if not projector.is_file():
@@ -281,6 +283,11 @@ def _sources(entry: ModelEntry) -> dict[str, str]:
         if source.tower != "random":
             sources[_embedded.TOWER.file] = _embedded.TOWER.sha256
     return sources
+
+
+def _language_sources(source: PackageBackbone | AssembledVlm) -> dict[str, str]:
+    gemma = source.package == _gemma.PACKAGE if isinstance(source, PackageBackbone) else source.recipe == "gemma"
+    return {_gemma.FILE: _gemma.WHOLE} if gemma else {_embedded.BACKBONE.file: _embedded.BACKBONE.sha256}
 
 
 def _folder_name(name: str, entry: ModelEntry, prepare: PrepareModel, sources: Mapping[str, str]) -> str:

@@ -241,6 +241,26 @@ def with_text(
     return torch.cat(parts, 1)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a caption prompt asks for: "<name>." in ids."""
+
+    ids: Mapping[str, list[int]]
+    names: Sequence[str]
+    """Name per picture."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, names: Sequence[str]) -> "Targets":
+        """Of all pictures' names."""
+        return cls({name: ids_of(tokenizer, f" {name}.") for name in dict.fromkeys(names)}, names)
+
+    def labels(self, pictures: Int[Tensor, " batch"]) -> Int[Tensor, "batch label"]:
+        """Ids of some pictures' names, right-padded with -100."""
+        wanted = [self.ids[self.names[int(i)]] for i in pictures]
+        longest = max(map(len, wanted))
+        return torch.tensor([ids + [-100] * (longest - len(ids)) for ids in wanted])
+
+
 # --- recipe 1: caption ----------------------------------------------------------------------------------------------
 
 
@@ -248,18 +268,15 @@ class Caption:
     """Cross-entropy of "<name>." after a caption prompt; one prompt per step, in turn."""
 
     def __init__(self, decoder: nn.Module, lm_head: nn.Module, tokenizer: Tokenizer, names: Sequence[str]) -> None:
-        self.decoder, self.lm_head, self.names = decoder, lm_head, names
+        self.decoder, self.lm_head = decoder, lm_head
         self.texts = [tokenized(tokenizer, prompt) for prompt in CAPTION_PROMPTS]
-        self.targets = {name: ids_of(tokenizer, f" {name}.") for name in dict.fromkeys(names)}
+        self.targets = Targets.of(tokenizer, names)
 
     def __call__(self, image: Tensor, pictures: Tensor, step: int) -> Tensor:
-        text = self.texts[step % len(self.texts)]
-        wanted = [self.targets[self.names[int(i)]] for i in pictures]
-        longest = max(map(len, wanted))
-        labels = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in wanted])
-        after = torch.cat([torch.tensor([text.after]).expand(len(wanted), -1), labels[:, :-1].clamp_min(0)], 1)
+        text, labels = self.texts[step % len(self.texts)], self.targets.labels(pictures)
+        after = torch.cat([torch.tensor([text.after]).expand(len(labels), -1), labels[:, :-1].clamp_min(0)], 1)
         embeds = with_text(cast("nn.Module", self.decoder.embed_tokens), text.before, image, after)
-        hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -longest:]
+        hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -labels.shape[1] :]
         kept = labels != -100
         return functional.cross_entropy(self.lm_head(hidden[kept]), labels[kept])
 

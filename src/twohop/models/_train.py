@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twohop.config import AssembledVlm, ModelEntry, PrepareModel, TrainProjector
 from twohop.errors import ModelError
-from twohop.models import _cross, _embedded, _mllama, _native, _projector
+from twohop.models import _cross, _embedded, _gemma, _mllama, _native, _projector
 from twohop.models._card import ModelCard
 from twohop.models._frame import find_frame
 from twohop.models._model import Model
@@ -53,6 +53,8 @@ def train_assembled(
     """
     source = _assembled(entry)
     tower, checkpoint = tower_folder(source.tower, prepare), work / "checkpoint.safetensors"
+    if source.recipe == "gemma":
+        return _train_gemma(tower, settings, pictures, names, work, progress)
     features = _kept(work / "features.safetensors", lambda: tower_features(tower, pictures))
     if source.recipe == "cross":
         net, processor = _mllama.crossed(language_folder(), tower, settings.cross.layers)
@@ -64,6 +66,26 @@ def train_assembled(
     if source.recipe == "native":
         return _native.train_native(*parts, native_plan(settings), checkpoint, progress)
     return _projector.train(*parts, plan_of(source, settings), checkpoint, progress)
+
+
+def _train_gemma(
+    tower: Path,
+    settings: TrainProjector,
+    pictures: Sequence[Sequence[Image]],
+    names: Sequence[str],
+    work: Path,
+    progress: Progress | None,
+) -> _projector.Trained:
+    net, processor = _gemma.gemma(language_folder(_gemma.PACKAGE), tower)
+    eyes = net.model.vision_tower
+    d_clip = eyes.config.hidden_size // 2
+    features = _kept(
+        work / "features.safetensors",
+        lambda: _features(eyes, processor.image_processor, pictures)[..., d_clip:].contiguous(),
+    )
+    plan = _projector.TrainingPlan(recipe="caption", seed=settings.seed, **settings.caption.model_dump())
+    data = _projector.TrainingSet(features, tuple(names))
+    return _gemma.train_gemma(net, processor, data, plan, work / "checkpoint.safetensors", progress)
 
 
 def _language_model() -> tuple[Any, _projector.Tokenizer]:
@@ -112,8 +134,9 @@ def assembled_model(name: str, entry: ModelEntry, prepare: PrepareModel, trained
         _mllama.load_trained(net, trained)
         n_image_tokens = 1
     else:
-        make = _native.native if source.recipe == "native" else _embedded.assembled
-        net, processor = make(language_folder(), tower, trained)
+        make = {"native": _native.native, "gemma": _gemma.gemma}.get(source.recipe, _embedded.assembled)
+        language = language_folder(_gemma.PACKAGE) if source.recipe == "gemma" else language_folder()
+        net, processor = make(language, tower, trained)
         n_image_tokens = (prepare.image_size // _embedded.PATCH_PX) ** 2
     frame = find_frame(processor.tokenizer, processor)
     card = ModelCard.model_construct(
@@ -135,7 +158,6 @@ def training_facts(
     return {"gates": _cross.gates(trained)} if recipe == "cross" else {}
 
 
-@torch.no_grad()
 def tower_features(
     tower_dir: Path, pictures: Sequence[Sequence[Image]]
 ) -> Float[Tensor, "picture copy image_token d_vision"]:
@@ -143,7 +165,13 @@ def tower_features(
     from transformers import CLIPVisionModel
 
     tower: Any = CLIPVisionModel.from_pretrained(tower_dir, dtype=torch.float32, local_files_only=True).eval()
-    processor = _embedded.image_processor(tower.config.image_size)
+    return _features(tower, _embedded.image_processor(tower.config.image_size), pictures)
+
+
+@torch.no_grad()
+def _features(
+    tower: Any, processor: Any, pictures: Sequence[Sequence[Image]]
+) -> Float[Tensor, "picture copy image_token d_vision"]:
     flat = [copy.convert("RGB") for copies in pictures for copy in copies]
     parts: list[Tensor] = []
     for i in range(0, len(flat), TOWER_BATCH):
