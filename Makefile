@@ -39,7 +39,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600

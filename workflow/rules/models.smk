@@ -43,6 +43,7 @@ rule train_projector:
         "logs/train_projector/{model}.log",
     wildcard_constraints:
         model=one_of(ASSEMBLED),
+    priority: 1  # takes all cores: if it waited for them to be free it would be the last
     threads: CORES
     resources:
         mem_mb=5000,
