@@ -49,6 +49,9 @@ Each family is a tiny random model with its own config classes, tokenizer and pr
 X9) is tested in double precision against plain transformers, its own generation, and nnsight; the study is the whole
 tiny pipeline by Snakemake. A family that is not listed needs no code either if it passes the check at load: the modules
 that write to the residual are found by a short forward pass; what the processor writes for a picture is read off it.
+
+Pixtral, Mistral 3 and Llama 4 need torchvision, which is no dependency here; in a clone of its own:
+`make families-check TORCH="torch==2.14.1 torchvision==0.29.1"` tries them too.
 """
 
 
