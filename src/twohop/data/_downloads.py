@@ -108,8 +108,8 @@ class PictureCache:
         sha256 = hashlib.sha256(data).hexdigest()
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {"url": url, "sha256": sha256, "type": content_type, "at": at}
-        _write(self.folder / "objects" / sha256, data)
-        _write(self._address(url), json.dumps(record).encode())
+        write_whole(self.folder / "objects" / sha256, data)
+        write_whole(self._address(url), json.dumps(record).encode())
 
     def lock(self, url: str) -> FileLock:
         """Held while an address is asked."""
@@ -120,7 +120,7 @@ class PictureCache:
         return self.folder / "addresses" / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Temporary file, fsync, rename."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with tmp.open("wb") as f:

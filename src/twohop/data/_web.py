@@ -85,11 +85,14 @@ class Answer:
     """Names in lower case."""
 
 
+Check = Callable[[Answer], None]
+
+
 class Refused(DataError):
     """An answer that is not asked for again: the reason is in `what`."""
 
 
-class _Again(Exception):
+class NotYet(Exception):
     """An attempt that failed in a way that may pass; `wait_s`: what the server asked for."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
@@ -134,6 +137,7 @@ class Web:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         deadline_s: float | None = None,
+        check: "Check | None" = None,
     ) -> Answer:
         """Ask, and ask again where that may help.
 
@@ -143,6 +147,7 @@ class Web:
             params: query.
             headers: more headers.
             deadline_s: another deadline than the rules'.
+            check: looks at a whole answer; raises `NotYet` for one that should be asked for again.
 
         Raises:
             Refused: the reason, and how often it was asked.
@@ -150,13 +155,13 @@ class Web:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.rules.attempts),
             wait=self._wait,
-            retry=tenacity.retry_if_exception_type(_Again),
+            retry=tenacity.retry_if_exception_type(NotYet),
             sleep=self.clock.sleep,
         )
         target = str(httpx.URL(url, params=dict(params)) if params else httpx.URL(url))
         budget = _Budget(deadline_s or self.rules.deadline_s)
         try:
-            return retrying(self._attempt, target, kind, headers or {}, budget)
+            return retrying(self._attempt, target, kind, headers or {}, budget, check)
         except tenacity.RetryError as error:
             last: Any = error.last_attempt.exception()
             tried = error.last_attempt.attempt_number
@@ -174,14 +179,19 @@ class Web:
 
     # --- one attempt --------------------------------------------------------------------------------------------------
 
-    def _attempt(self, url: str, kind: Kind, headers: Mapping[str, str], budget: "_Budget") -> Answer:
+    def _attempt(
+        self, url: str, kind: Kind, headers: Mapping[str, str], budget: "_Budget", check: "Check | None"
+    ) -> Answer:
         with self._place(kind):
             start = self.clock.now()
             self._deadline.at = start + budget.left_s
             try:
-                return self._followed(url, kind, headers)
-            except (_Late, _Again) as error:
-                if isinstance(error, _Again) and self._left() > 0:
+                answer = self._followed(url, kind, headers)
+                if check is not None:
+                    check(answer)
+                return answer
+            except (_Late, NotYet) as error:
+                if isinstance(error, NotYet) and self._left() > 0:
                     raise
                 raise Refused(f"not whole within {budget.whole_s:g} s", url, "try again later") from None
             finally:
@@ -207,7 +217,7 @@ class Web:
                 _check_status(response, url)
                 return Answer(url, self._body(response, kind, url), {k.lower(): v for k, v in response.headers.items()})
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            raise _Again(f"{type(error).__name__}: {error}") from None
+            raise NotYet(f"{type(error).__name__}: {error}") from None
         except httpx.HTTPError as error:
             raise Refused(f"{type(error).__name__}: {error}", url, "check the address") from None
 
@@ -228,7 +238,7 @@ class Web:
             if len(out) > limit:
                 raise Refused(f"more than {limit:,} bytes", url, "give a smaller one, or raise the limit")
         if unpack is not None and not unpack.eof:
-            raise _Again("the answer's compression is cut off")
+            raise NotYet("the answer's compression is cut off")
         return bytes(out)
 
     # --- manners ------------------------------------------------------------------------------------------------------
@@ -314,7 +324,7 @@ def _check_status(response: httpx.Response, url: str) -> None:
         wait = retry_after(response.headers.get("retry-after"))
         if wait > LONGEST_WAIT_S:
             raise Refused(f"status {status}, and not again for {wait:.0f} s", url, "try again later")
-        raise _Again(f"status {status}", wait)
+        raise NotYet(f"status {status}", wait)
     if status != 200:
         raise Refused(f"status {status}", url, "check the address")
 
@@ -334,7 +344,7 @@ def _unpacked(unpack: Any, chunk: bytes, limit: int) -> bytes:
     try:
         return unpack.decompress(chunk, limit)
     except zlib.error as error:
-        raise _Again(f"broken compression: {error}") from None
+        raise NotYet(f"broken compression: {error}") from None
 
 
 class _Bucket:
