@@ -23,7 +23,7 @@ def check_entities(table: pl.DataFrame, where: str) -> None:
     """
     rows = table.to_dicts()
     ids = [row["entity_id"] for row in rows]
-    report_faults([*_id_faults(ids), *_each(rows, _entity_faults), *_look_alike_faults(rows, set(ids))], where)
+    _report([*_id_faults(ids), *_each(rows, _entity_faults), *_look_alike_faults(rows, set(ids))], where)
 
 
 def check_facts(table: pl.DataFrame, entity_ids: Iterable[str], where: str) -> None:
@@ -39,7 +39,7 @@ def check_facts(table: pl.DataFrame, entity_ids: Iterable[str], where: str) -> N
         for i, r in _numbered(rows)
         if r["entity_id"] not in known
     ]
-    report_faults([*_id_faults(keys), *strangers, *_each(rows, _fact_faults)], where)
+    _report([*_id_faults(keys), *strangers, *_each(rows, _fact_faults)], where)
 
 
 def _numbered(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,8 +93,7 @@ def _blank(text: str | None) -> bool:
     return text is None or not any(c.isalnum() for c in text)
 
 
-def report_faults(faults: list[str], where: str) -> None:
-    """Raise with the first faults, when there are any."""
+def _report(faults: list[str], where: str) -> None:
     if faults:
         more = [f"... and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
         raise DataError("\n".join([*faults[:MAX_FAULTS], *more]), where, "correct the rows above")
