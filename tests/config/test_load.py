@@ -73,7 +73,7 @@ BAD = [
     ("prepare_model/image_size", 70, "prepare_model.image_size: is 70; allowed: whole number, at least 16 and at most 512 and"),
     ("fetch_images/background", [1, 2], "fetch_images.background: is [1, 2]; allowed: list, each whole number, at least 0"),
     ("fetch_images/background", [1, 2, 256], "fetch_images.background[2]: is 256; allowed: whole number, at least 0 and at"),
-    ("fetch_images/styles", [], "fetch_images.styles: is []; allowed: list, each one of 1x1, "),
+    ("fetch_images/styles", [], "fetch_images.styles: is []; allowed: list, each text, at least 1 of them"),
     ("fetch_images/styles", ["cirle"], "fetch_images.styles[0]: is 'cirle'; allowed: one of 1x1, 4x3, circle, "),
     ("models/flags-early/role", "vml", "models.flags-early.role: is 'vml'; allowed: one of backbone, vlm, control; did you mean vlm?"),
     ("models/flags-early/source/kind", "asembled", "models.flags-early.source.kind: is 'asembled'; allowed: section with"),
