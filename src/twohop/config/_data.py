@@ -50,7 +50,8 @@ class BuildQuestions(Section):
     """Prompt of each relation; `{entity}` stands for the name (named form) or the picture (shown form). A table's
     relation may be left out where a template of its name is shipped ([sources.md](sources.md))."""
     style: str
-    """Picture, one of fetch_images.styles, that the questions show; its art source is held out of every projector's training."""
+    """Picture, one of fetch_images.styles, that the questions show; its art source is held out of every projector's
+    training."""
     dev_share: float = Field(ge=0, lt=1)
     """Share of the entities whose questions form the dev split (choices are made there, results reported on test)."""
     seed: int = Field(ge=0)

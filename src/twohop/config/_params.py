@@ -93,8 +93,9 @@ def _cross_field_problems(p: Params) -> Iterator[str]:
     yield from _catalogue_problems(p.models)
     unknown = list(_source_problems(p))
     yield from unknown
-    yield from _prompt_problems(p)
-    yield from [] if unknown else _picture_problems(p)
+    if not unknown:
+        yield from _prompt_problems(p)
+        yield from _picture_problems(p)
     yield from _analysis_problems(p)
     yield from _repeated(p)
 

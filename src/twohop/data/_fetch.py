@@ -40,9 +40,7 @@ def check_local(locators: Iterable[str], files: Iterable[Path]) -> None:
     for locator in locators:
         scheme, _, rest = locator.partition(":")
         if scheme == "file" and rest not in known:
-            raise DataError(
-                "no input of this step", locator, "run `snakemake --cores all` so that the table is read again"
-            )
+            raise DataError("no input of this step", locator, "run `snakemake --cores all`: it reads the table again")
 
 
 FETCHERS: Mapping[str, Fetcher] = {"mpl_flags": _rendered, "file": _from_file}

@@ -54,7 +54,9 @@ def check_fingerprint(params: Params, path: Path = Path("dvc.yaml")) -> None:
 
 
 def fingerprint(params: Params, root: Path = Path()) -> str:
-    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, the source's files, one setting."""
+    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, the source's files,
+    one setting.
+    """
     rules = [
         p.read_text(encoding="utf-8") for p in [root / "Snakefile", *sorted((root / "workflow/rules").glob("*.smk"))]
     ]

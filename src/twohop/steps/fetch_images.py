@@ -1,6 +1,7 @@
 """Step fetch_images: every evaluated entity's pictures as PNG in one content-addressed archive, with a manifest.
 
-1. each picture is rendered, or read from a user's file that is an input (or taken from an earlier, interrupted call) and decoded again in full;
+1. each picture is rendered, or read from a user's file that is an input (or taken from an earlier, interrupted call),
+   and decoded again in full;
 2. a picture that cannot be made is a row of the manifest with its reason (promise F11);
 3. the archive holds every distinct picture once, as `<sha256>.png`; the same pictures give the same bytes.
 """
