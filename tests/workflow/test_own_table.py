@@ -46,24 +46,31 @@ def test_own_table_from_nothing_to_a_benchmark(own) -> None:
 
 
 def test_a_changed_file_of_the_table_re_runs_what_reads_it(own) -> None:
-    own.snakemake(ANSWERS)
-    assert "Nothing to be done" in own.snakemake(ANSWERS)
-    stages = {"curate_entities", "fetch_images"}
-    assert not stages & own.changed_stages()
+    targets = ("results/fetch_images/manifest.parquet", "results/prepare_model/tiny-llm/card.json")
+    readers = {"curate_entities", "fetch_images"}
+    own.snakemake(*targets)
+    assert "Nothing to be done" in own.snakemake(*targets)
+    assert not {*readers, "prepare_model@tiny-llm"} & own.changed_stages()
     own.edit("data/own/grey_flags/entities.csv", "Paris", "Lutetia|Paris")
-    planned = own.snakemake("-n", ANSWERS)
+    planned = own.snakemake("-n", *targets)
     assert "curate_entities" in planned
     assert "prepare_model" not in planned
-    assert "curate_entities" in own.changed_stages()
-    assert not {s for s in own.changed_stages() if s.startswith("prepare_model@tiny-vlm")}
-    own.snakemake(ANSWERS)
+    changed = own.changed_stages()
+    assert "curate_entities" in changed
+    assert "prepare_model@tiny-llm" not in changed
+    pictures = own.root / "data/own/grey_flags/pictures"
+    (pictures / "FR-drawn.png").write_bytes((pictures / "BR-drawn.png").read_bytes())
+    assert readers <= own.changed_stages()
+    own.snakemake(*targets)
     facts = pl.read_parquet(own.root / "results/curate_entities/facts.parquet")
     assert "Lutetia" in facts["answer"].to_list()
-    (own.root / "data/own/grey_flags/pictures/FR-drawn.png").write_bytes(
-        (own.root / "data/own/grey_flags/pictures/BR-drawn.png").read_bytes()
-    )
-    assert stages <= {word.strip(":") for word in own.snakemake("-n", ANSWERS).split()}
-    own.snakemake(ANSWERS)
     entities = pl.read_parquet(own.root / "results/curate_entities/entities.parquet")
-    alike = dict(entities.select("entity_id", "look_alikes").iter_rows())
-    assert "table:BR" in alike["table:FR"]
+    assert "table:BR" in dict(entities.select("entity_id", "look_alikes").iter_rows())["table:FR"]
+
+
+def test_b01_dvc_yaml_that_lacks_a_new_picture_is_refused(own) -> None:
+    pictures = own.root / "data/own/grey_flags/pictures"
+    (pictures / "new.png").write_bytes((pictures / "BR-drawn.png").read_bytes())
+    done = own.run("twohop", "write_dvc", "--check")
+    assert done.returncode != 0
+    assert "write_dvc" in done.stderr

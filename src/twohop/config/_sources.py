@@ -12,7 +12,9 @@ from twohop.errors import ConfigError
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 """Files of a picture folder that count; in lower or upper case."""
 MAX_PICTURES = 1000
-"""Files in a user's picture folder: each is an input by name, and a command line holds 128 KiB."""
+"""Files in a user's picture folder; each is an input by name."""
+MAX_LETTERS = 100_000
+"""Of all their paths together: Linux takes no command longer than 128 KiB."""
 
 
 def _own_path(text: str) -> str:
@@ -82,6 +84,8 @@ def source_pictures(source: Literal["flags"] | TableSource) -> list[str]:
         raise ConfigError(f"unusable file name {odd[0]!r}", where, "rename it: letters, digits and any of ._-")
     if len(found) > MAX_PICTURES:
         raise ConfigError(f"{len(found)} pictures, more than {MAX_PICTURES}", where, "keep those that the table names")
+    if sum(len(name.encode()) + 1 for name in found) > MAX_LETTERS:
+        raise ConfigError(f"paths of more than {MAX_LETTERS} letters in all", where, "shorten the names of the files")
     return found
 
 

@@ -178,5 +178,16 @@ def test_files_of_a_source(own):
     (own / "own/pics/a b.png").touch()
     with pytest.raises(ConfigError, match="unusable file name"):
         source_pictures(source)
+    (own / "own/pics/a b.png").unlink()
+    (own / "own/many").mkdir()
+    for i in range(600):
+        (own / f"own/many/{'x' * 160}{i}.png").touch()
+    many = TableSource(kind="table", entities="own/table.csv", pictures="own/many")
+    with pytest.raises(ConfigError, match="more than 100000 letters in all"):
+        source_pictures(many)
+    for i in range(600, 1001):
+        (own / f"own/many/{i}.png").touch()
+    with pytest.raises(ConfigError, match="1001 pictures, more than 1000"):
+        source_pictures(many)
     with pytest.raises(ConfigError, match="no folder own/nowhere"):
         source_pictures(TableSource(kind="table", entities="own/table.csv", pictures="own/nowhere"))
