@@ -326,6 +326,16 @@ def report_job(root: Path, inputs: Mapping[str, tuple[Path, ...]], figures: Job,
         write_lineage(root / "plot_figures" / "lineage.json", "plot_figures", None, wrote=figures.outputs["summary"]),
     )
     paths = tuple(p for n, p in figures.outputs.items() if n not in ("summary", "headline"))
-    given = {**inputs, **pictures, "summary": (figures.outputs["summary"],), "figures": paths, "lineages": lineages}
+    funnel = root / "curate_entities" / "funnel.parquet"
+    row = {"filter": "no <picture>", "rows_in": 9, "dropped": 3, "rows_out": 6, "examples": ["x:1", "x:2"]}
+    write_table(funnel, pl.DataFrame([row], schema=schemas.FUNNEL), schemas.FUNNEL)
+    given = {
+        **inputs,
+        **pictures,
+        "funnel": (funnel,),
+        "summary": (figures.outputs["summary"],),
+        "figures": paths,
+        "lineages": lineages,
+    }
     params = {"render_report": {"title": "Where <is> it lost?", "max_answers": max_answers}, "models": MODELS}
     return Job("render_report", None, params, given, {"report": root / "render_report" / "report.html"})

@@ -44,6 +44,7 @@ def faults(tree: Any) -> list[str]:
 
 
 # path in the file, new value, the fault's line
+TABLE = {"kind": "table", "entities": "own/a.csv", "pictures": "own/pics"}
 BAD = [
     # unknown key, with the nearest one
     ("fetch_images/size_pz", 3, "fetch_images.size_pz: unknown key; did you mean size_px? (allowed: size_px, "),
@@ -73,7 +74,13 @@ BAD = [
     ("prepare_model/image_size", 70, "prepare_model.image_size: is 70; allowed: whole number, at least 16 and at most 512 and"),
     ("fetch_images/background", [1, 2], "fetch_images.background: is [1, 2]; allowed: list, each whole number, at least 0"),
     ("fetch_images/background", [1, 2, 256], "fetch_images.background[2]: is 256; allowed: whole number, at least 0 and at"),
-    ("fetch_images/styles", [], "fetch_images.styles: is []; allowed: list, each one of 1x1, "),
+    ("fetch_images/styles", [], "fetch_images.styles: is []; allowed: list, each text, at least 1 of them"),
+    ("curate_entities/source", "flag", "curate_entities.source: is 'flag'; allowed: 'flags' or section with `kind`, one of table"),
+    ("curate_entities/source", {"kind": "tabel"}, "curate_entities.source.kind: is 'tabel'; allowed: 'flags' or section with"),
+    ("curate_entities/source", {**TABLE, "entites": "x"}, "curate_entities.source.entites: unknown key; did you mean entities?"),
+    ("curate_entities/source", {**TABLE, "pictures": "../x"}, "curate_entities.source.pictures: is '../x'; allowed: a path below the project's"),
+    ("curate_entities/relations", ["capitol"], "curate_entities.relations[0]: is 'capitol'; allowed: one of capital, "),
+    ("curate_entities/n_entities", 194, "curate_entities.n_entities: is 194; allowed: at most 193"),
     ("fetch_images/styles", ["cirle"], "fetch_images.styles[0]: is 'cirle'; allowed: one of 1x1, 4x3, circle, "),
     ("models/flags-early/role", "vml", "models.flags-early.role: is 'vml'; allowed: one of backbone, vlm, control; did you mean vlm?"),
     ("models/flags-early/source/kind", "asembled", "models.flags-early.source.kind: is 'asembled'; allowed: section with"),

@@ -3,13 +3,13 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from twohop.data import EntityRecord, FactRecord
+from twohop.data import EntityRecord, FactRecord, FlagsSource, pass_filters
 from twohop.errors import DataError
 from twohop.steps import curate_entities
 from twohop.steps._step import Job
 from twohop.store import read_table, schemas
 
-OUTPUTS = ("entities", "facts", "picture_sources")
+OUTPUTS = ("entities", "facts", "picture_sources", "funnel")
 PARAMS = {"source": "flags", "n_entities": 10, "relations": ["capital", "continent", "language"], "seed": 0}
 
 
@@ -19,7 +19,7 @@ def job(folder, **changes):
 
 
 def tables(folder):
-    kinds = (schemas.ENTITIES, schemas.FACTS, schemas.PICTURE_SOURCES)
+    kinds = (schemas.ENTITIES, schemas.FACTS, schemas.PICTURE_SOURCES, schemas.FUNNEL)
     return [read_table(folder / f"{o}.parquet", s) for o, s in zip(OUTPUTS, kinds, strict=True)]
 
 
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 
 
 def test_tables_hold_every_state_and_the_asked_relations_only(made):
-    _, entities, facts, pictures = made
+    _, entities, facts, pictures, _ = made
     assert entities.height == 195
     assert set(facts["relation"]) == set(PARAMS["relations"])
     assert facts.height == 3 * 195
@@ -38,7 +38,7 @@ def test_tables_hold_every_state_and_the_asked_relations_only(made):
 
 
 def test_evaluated_entities_have_a_picture_of_their_own_and_every_fact(made):
-    _, entities, facts, _ = made
+    _, entities, facts, _, _ = made
     drawn = entities.filter("evaluated")
     assert drawn.height == 10
     assert drawn["look_alikes"].list.len().max() == 0
@@ -48,7 +48,7 @@ def test_evaluated_entities_have_a_picture_of_their_own_and_every_fact(made):
 
 
 def test_summary_counts_what_the_tables_hold(made):
-    summary, entities, facts, _ = made
+    summary, entities, facts, _, _ = made
     assert summary["evaluated"] == 10
     assert summary["entities"] == entities.height
     assert summary["with_look_alikes"] == (entities["look_alikes"].list.len() > 0).sum()
@@ -90,5 +90,21 @@ def test_candidates():
     entities = [EntityRecord(e, e, (e,), "thing", ("b",) if e == "a" else ()) for e in "abcd"]
     facts = [FactRecord(e, r, "x", ("x",), e == "c", "s", "1", "l", "u") for e in "abc" for r in ("p", "q")]
     facts.append(FactRecord("d", "p", "x", ("x",), False, "s", "1", "l", "u"))
-    assert curate_entities.find_candidates(entities, facts, ["p", "q"]) == ["b"]
-    assert curate_entities.find_candidates(entities, facts, ["p"]) == ["b", "d"]
+
+    def left(relations):
+        filters = curate_entities.find_filters(FlagsSource(), entities, facts, relations)
+        return pass_filters("abcd", filters)[0]
+
+    assert left(["p", "q"]) == ["b"]
+    assert left(["p"]) == ["b", "d"]
+
+
+def test_funnel_adds_up_from_all_states_to_those_evaluated(made):
+    summary, _, _, _, funnel = made
+    assert funnel["rows_in"][0] == 195
+    assert funnel["rows_out"][-1] == 10
+    assert 195 - funnel["dropped"].sum() == 10
+    assert funnel["rows_in"][1:].to_list() == funnel["rows_out"][:-1].to_list()
+    assert (
+        funnel.filter(pl.col("filter") == "looks like another entity")["dropped"].item() == summary["with_look_alikes"]
+    )

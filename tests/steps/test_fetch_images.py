@@ -52,7 +52,7 @@ def job(study, out="out", **changes):
         "fetch_images",
         None,
         {"fetch_images": {**PARAMS, **changes}},
-        {"entities": (study / "e.parquet",), "picture_sources": (study / "s.parquet",)},
+        {"entities": (study / "e.parquet",), "picture_sources": (study / "s.parquet",), "source_pictures": ()},
         {"pictures": study / out / "pictures.zip", "manifest": study / out / "manifest.parquet"},
         study / "work",
     )

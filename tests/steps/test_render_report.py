@@ -211,3 +211,9 @@ def test_nothing_is_written_when_an_input_is_broken(job, tmp_path):
     with pytest.raises(ArtifactError):
         render_report.run(replace(job, inputs={**job.inputs, "summary": (bad,)}, outputs={"report": target}))
     assert not target.exists()
+
+
+def test_funnel_is_a_table_of_the_page(page):
+    table = page.split("From the source&#39;s entities to those asked about</caption>", 1)[1].split("</table>", 1)[0]
+    assert "no &lt;picture&gt;" in table
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == ["9", "3", "6", "x:1, x:2"]

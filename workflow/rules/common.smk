@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 from twohop import lineage
-from twohop.config import load_params, needs, read_size, section_keys
+from twohop.config import (
+    load_params,
+    needs,
+    read_size,
+    section_keys,
+    source_pictures,
+    source_tables,
+)
 from twohop.errors import TwohopError
 from twohop.steps._names import declared
 
@@ -29,6 +36,8 @@ BACKBONES, VLMS, CONTROLS = (
     PARAMS.names(role) for role in ("backbone", "vlm", "control")
 )
 MODELS = [*BACKBONES, *VLMS, *CONTROLS]
+SOURCE_TABLES = source_tables(PARAMS.curate_entities.source)
+SOURCE_PICTURES = or_exit(source_pictures, PARAMS.curate_entities.source)
 CODE = or_exit(lineage.step_codes, PARAMS.hash_code.rerun_on_versions)
 UNDER_DVC = "DVC_STAGE" in os.environ
 # A profile for a cluster says what one job gets: its threads, and the memory of one GPU in MB (0: models run on CPUs).

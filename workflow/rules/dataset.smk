@@ -1,16 +1,20 @@
 # Entities, facts and pictures.
 #
-# inputs:  packages of the environment (flag art, facts)
-# outputs: results/curate_entities/{entities,facts,picture_sources}.parquet
+# inputs:  packages of the environment (flag art, facts), or the user's tables and every picture of the user's folder
+# outputs: results/curate_entities/{entities,facts,picture_sources,funnel}.parquet
 #          results/fetch_images/{pictures.zip,manifest.parquet}
 # steps:   curate_entities -> fetch_images
 
 
 rule curate_entities:
+    input:
+        source_tables=SOURCE_TABLES,
+        source_pictures=SOURCE_PICTURES,
     output:
         entities="results/curate_entities/entities.parquet",
         facts="results/curate_entities/facts.parquet",
         picture_sources="results/curate_entities/picture_sources.parquet",
+        funnel="results/curate_entities/funnel.parquet",
         lineage="results/curate_entities/lineage.json",
     log:
         "logs/curate_entities.log",
@@ -28,6 +32,7 @@ rule fetch_images:
     input:
         entities="results/curate_entities/entities.parquet",
         picture_sources="results/curate_entities/picture_sources.parquet",
+        source_pictures=SOURCE_PICTURES,
     output:
         pictures="results/fetch_images/pictures.zip",
         manifest="results/fetch_images/manifest.parquet",

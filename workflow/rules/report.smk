@@ -95,6 +95,7 @@ rule plot_figures:
 rule render_report:
     input:
         **TABLES,
+        funnel="results/curate_entities/funnel.parquet",
         pictures="results/fetch_images/pictures.zip",
         manifest="results/fetch_images/manifest.parquet",
         summary="results/plot_figures/summary.json",

@@ -29,15 +29,15 @@ from twohop.config._catalogue import (
 )
 from twohop.config._data import BuildQuestions, CurateEntities, FetchImages
 from twohop.config._load import load_params, parse_params
-from twohop.config._params import STYLE_SOURCES, Params, section_keys
+from twohop.config._params import Params, art_source, section_keys
 from twohop.config._resources import BEFORE_CARD, WIDTHS, ModelSize, Needs, needs, read_size
 from twohop.config._shipped import CATALOG, ShippedModel, shipped_models
 from twohop.config._short import ShortEntry
+from twohop.config._sources import TableSource, source_pictures, source_tables
 
 __all__ = [
     "BEFORE_CARD",
     "CATALOG",
-    "STYLE_SOURCES",
     "WIDTHS",
     "AssembledVlm",
     "BuildQuestions",
@@ -68,12 +68,16 @@ __all__ = [
     "Section",
     "ShippedModel",
     "ShortEntry",
+    "TableSource",
     "TrainProbes",
     "TrainProjector",
+    "art_source",
     "load_params",
     "needs",
     "parse_params",
     "read_size",
     "section_keys",
     "shipped_models",
+    "source_pictures",
+    "source_tables",
 ]

@@ -64,7 +64,7 @@ def _member(place: Place, name: str | int) -> Place:
 
 def _tagged(hint: Hint, name: str | int) -> Hint | None:
     """The member of a discriminated union whose `kind` is `name`."""
-    for member in get_args(hint) if _is_union(hint) else ():
+    for member in (_plain(x)[0] for x in get_args(hint) if _is_union(hint)):
         if _is_section(member) and name in get_args(member.model_fields["kind"].annotation):
             return member
     return None
@@ -93,9 +93,11 @@ def _type_words(hint: Hint) -> str:
 
 
 def _union(args: tuple[Hint, ...]) -> str:
-    kinds = [get_args(a.model_fields["kind"].annotation)[0] for a in args if _is_section(a)]
+    plain = [_plain(a)[0] for a in args]
+    kinds = [get_args(a.model_fields["kind"].annotation)[0] for a in plain if _is_section(a)]
     if kinds:
-        return f"section with `kind`, one of {', '.join(kinds)}"
+        others = [_words(a, ()) for a in plain if not _is_section(a)]
+        return " or ".join([*others, f"section with `kind`, one of {', '.join(kinds)}"])
     words = [_words(a, ()) for a in args if a is not types.NoneType]
     return " or ".join([*words, "null"] if types.NoneType in args else words)
 

@@ -18,6 +18,7 @@ from twohop.config._params import Params
 from twohop.config._shipped import PAGE as MODELS_PAGE
 from twohop.config._shipped import write_catalogue
 from twohop.config._short import ShortEntry
+from twohop.config._sources import TableSource
 
 PAGE = Path("docs/params.md")
 COMMAND = "python -m twohop.config._docs"
@@ -40,6 +41,8 @@ def render_docs(params: Path = Path("params.yaml")) -> str:
         if name != "models":
             section = cast("type[BaseModel]", field.annotation)
             parts += [f"## {name}\n\n{_first_line(section)}\n", _table(section, values[name])]
+        if name == "curate_entities":
+            parts += [f"### source of kind table\n\n{_first_line(TableSource)}\n", _table(TableSource, None)]
     return "\n".join(parts)
 
 

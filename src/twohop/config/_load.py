@@ -111,6 +111,8 @@ def _lines(root: type[Section], error: Any, at: tuple[str, ...] = ()) -> list[st
         return [x if not place.path or x.startswith(path) else f"{path}: {x}" for x in lines]
     if error["type"].startswith("union_tag"):
         given = error["ctx"].get("tag")
+        if not isinstance(error.get("input"), dict):
+            return [f"{path}: is {_shown(error.get('input'))}; allowed: {place.allowed()}"]
         return [f"{path}.kind: is {_shown(given)}; allowed: {place.allowed()}"]
     shown = _shown(error.get("input"))
     return [f"{path}: is {shown}; allowed: {place.allowed()}{_nearest_value(error.get('input'), place)}"]

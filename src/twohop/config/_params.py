@@ -1,7 +1,8 @@
 """The whole of params.yaml as one frozen model, with the relations between its keys."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast, get_args
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -20,7 +21,12 @@ STYLE_SOURCES: Mapping[str, str] = {
     "noto_original": "noto",
     "noto_waved": "noto",
 }
-"""Art source of every rendering style."""
+"""Art source of every rendering style of the source `flags`."""
+
+
+def art_source(style: str) -> str:
+    """What a style's pictures were drawn or taken by: every picture column of a table is a source of its own."""
+    return STYLE_SOURCES.get(style, style)
 
 
 TRAINED_BY_RULE = "results/train_projector/"
@@ -91,8 +97,11 @@ class Params(Section):
 def _cross_field_problems(p: Params) -> Iterator[str]:
     """Relations between keys (promise B6), one line each: path, what is wrong, what is allowed."""
     yield from _catalogue_problems(p.models)
-    yield from _prompt_problems(p)
-    yield from _picture_problems(p)
+    unknown = list(_source_problems(p))
+    yield from unknown
+    if not unknown:
+        yield from _prompt_problems(p)
+        yield from _picture_problems(p)
     yield from _analysis_problems(p)
     yield from _repeated(p)
 
@@ -148,9 +157,33 @@ def _projector_problems(name: str, entry: ModelEntry) -> Iterator[str]:
         yield f"models.{name}.source.projector: is {entry.source.projector!r}; allowed below results/: {own}"
 
 
+def _source_problems(p: Params) -> Iterator[str]:
+    """The words that the embedded source knows; those of a table are compared with its columns by the step."""
+    if p.curate_entities.source != "flags":
+        return
+    if p.curate_entities.n_entities > d.MAX_STATES:
+        yield f"curate_entities.n_entities: is {p.curate_entities.n_entities}; allowed: at most {d.MAX_STATES}"
+    relations, styles = get_args(d.Relation), get_args(d.Style)
+    words = [(f"curate_entities.relations[{i}]", r, relations) for i, r in enumerate(p.curate_entities.relations)]
+    words += [(f"fetch_images.styles[{i}]", s, styles) for i, s in enumerate(p.fetch_images.styles)]
+    words.append(("build_questions.style", p.build_questions.style, styles))
+    for path, word, choices in words:
+        if word not in choices:
+            yield f"{path}: is {word!r}; allowed: one of {', '.join(choices)}{_hint(word, choices)}"
+    for name in p.build_questions.templates:
+        if name not in relations:
+            hint = _hint(name, relations)
+            yield f"build_questions.templates.{name}: unknown key{hint} (allowed: {', '.join(relations)})"
+
+
+def _hint(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _prompt_problems(p: Params) -> Iterator[str]:
     missing = [r for r in p.curate_entities.relations if r not in p.build_questions.templates]
-    if missing:
+    if missing and p.curate_entities.source == "flags":  # for another source there are shipped templates
         yield f"build_questions.templates: no template for relation(s) {', '.join(missing)} of curate_entities"
     prompts = {f"build_questions.templates.{r}": t for r, t in p.build_questions.templates.items()}
     prompts |= {f"run_benchmark.recognition_prompts[{i}]": t for i, t in enumerate(p.run_benchmark.recognition_prompts)}
@@ -164,12 +197,12 @@ def _prompt_problems(p: Params) -> Iterator[str]:
 
 
 def _picture_problems(p: Params) -> Iterator[str]:
-    style, held_out = p.build_questions.style, STYLE_SOURCES[p.build_questions.style]
+    style, held_out = p.build_questions.style, art_source(p.build_questions.style)
     if style not in p.fetch_images.styles:
         yield f"build_questions.style: {style} is not rendered; allowed: one of fetch_images.styles"
     if held_out in p.train_projector.train_sources:
         yield f"build_questions.style: its art source {held_out} is in train_projector.train_sources, so not held out"
-    if all(STYLE_SOURCES[s] == held_out for s in p.fetch_images.styles):
+    if p.curate_entities.source == "flags" and all(art_source(s) == held_out for s in p.fetch_images.styles):
         yield f"fetch_images.styles: all of art source {held_out}; train_probes trains on another one's"
 
 

@@ -68,3 +68,7 @@ class Source(Protocol):
     def pictures(self) -> Iterator[PictureRecord]:
         """Every picture of every entity; a picture whose licence is unknown is left out."""
         ...
+
+    def rejected(self) -> Sequence[tuple[str, frozenset[str]]]:
+        """Further filters in their order: the reason, and the ids of the entities that it leaves out."""
+        ...

@@ -23,7 +23,7 @@ def check_entities(table: pl.DataFrame, where: str) -> None:
     """
     rows = table.to_dicts()
     ids = [row["entity_id"] for row in rows]
-    _report([*_id_faults(ids), *_each(rows, _entity_faults), *_look_alike_faults(rows, set(ids))], where)
+    report_faults([*_id_faults(ids), *_each(rows, _entity_faults), *_look_alike_faults(rows, set(ids))], where)
 
 
 def check_facts(table: pl.DataFrame, entity_ids: Iterable[str], where: str) -> None:
@@ -39,7 +39,7 @@ def check_facts(table: pl.DataFrame, entity_ids: Iterable[str], where: str) -> N
         for i, r in _numbered(rows)
         if r["entity_id"] not in known
     ]
-    _report([*_id_faults(keys), *strangers, *_each(rows, _fact_faults)], where)
+    report_faults([*_id_faults(keys), *strangers, *_each(rows, _fact_faults)], where)
 
 
 def _numbered(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,7 +93,12 @@ def _blank(text: str | None) -> bool:
     return text is None or not any(c.isalnum() for c in text)
 
 
-def _report(faults: list[str], where: str) -> None:
+def report_faults(faults: list[str], where: str, limit: int = MAX_FAULTS) -> None:
+    """Nothing, when there are none.
+
+    Raises:
+        DataError: one line per fault, of the first `limit`, and how many more there are.
+    """
     if faults:
-        more = [f"... and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
-        raise DataError("\n".join([*faults[:MAX_FAULTS], *more]), where, "correct the rows above")
+        more = [f"... and {len(faults) - limit} more"] if len(faults) > limit else []
+        raise DataError("\n".join([*faults[:limit], *more]), where, "correct the rows above")

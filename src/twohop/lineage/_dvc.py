@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from twohop.config import Params
+from twohop.config import Params, source_pictures, source_tables
 from twohop.errors import TwohopError
 from twohop.lineage._code import CODE_FILE
 from twohop.lineage._records import digest_of
@@ -54,7 +54,9 @@ def check_fingerprint(params: Params, path: Path = Path("dvc.yaml")) -> None:
 
 
 def fingerprint(params: Params, root: Path = Path()) -> str:
-    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, one setting."""
+    """16 hex digits over all that shapes the graph: rules, the catalogue's names, roles and files, the source's files,
+    one setting.
+    """
     rules = [
         p.read_text(encoding="utf-8") for p in [root / "Snakefile", *sorted((root / "workflow/rules").glob("*.smk"))]
     ]
@@ -62,7 +64,9 @@ def fingerprint(params: Params, root: Path = Path()) -> str:
         name: [entry.role, entry.backbone, getattr(entry.source, "projector", None), *_origin(params, name)]
         for name, entry in params.models.items()
     }
-    return digest_of([rules, models, bool(params.hash_code.rerun_on_versions)])[:16]
+    source = params.curate_entities.source
+    files = [*source_tables(source), *source_pictures(source)]
+    return digest_of([rules, models, files, bool(params.hash_code.rerun_on_versions)])[:16]
 
 
 def _origin(params: Params, model: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jinja2
+import polars as pl
 from markupsafe import Markup
 from PIL import Image
 
@@ -17,7 +18,7 @@ from twohop.errors import ArtifactError
 from twohop.figures import CAPTIONS, Study
 from twohop.report._cite import SHOWN, Citer
 from twohop.report._findings import find
-from twohop.report._tables import answers, limits, tables
+from twohop.report._tables import answers, funnel_table, limits, tables
 from twohop.store import read_json
 
 Record = Mapping[str, Any]
@@ -71,6 +72,7 @@ def render(
     figures: Mapping[str, Path],
     thumbnails: Mapping[str, Thumbnail],
     runs: Sequence[Record],
+    funnel: pl.DataFrame,
     title: str,
     max_answers: int,
 ) -> str:
@@ -82,6 +84,7 @@ def render(
         figures: figure name to its SVG file.
         thumbnails: picture id to its thumbnail; pictures without one are left out.
         runs: lineage records.
+        funnel: how many entities each filter left out (`schemas.FUNNEL`).
         title: heading.
         max_answers: how many graded answers are listed.
     """
@@ -97,7 +100,7 @@ def render(
         sections=list(_SECTIONS.items()),
         findings=find(summary),
         figures=[_figure(name, summary, figures[name]) for name in CAPTIONS],
-        tables=tables(summary),
+        tables=[*tables(summary), funnel_table(funnel)],
         answer_ids=_answer_ids(runs),
         cards=[_card(name, card) for name, card in study.cards.items()],
         answers=list(islice(listed, max_answers)),

@@ -99,6 +99,20 @@ def _recall(summary: Record) -> Table:
     )
 
 
+def funnel_table(funnel: pl.DataFrame) -> Table:
+    """Which filters lie between the source's entities and those that were asked about (`schemas.FUNNEL`)."""
+    rows = [
+        (row["filter"], str(row["rows_in"]), str(row["dropped"]), str(row["rows_out"]), ", ".join(row["examples"]))
+        for row in funnel.iter_rows(named=True)
+    ]
+    return Table(
+        "From the source's entities to those asked about",
+        ("filter", "entities in", "left out", "left", "first of those left out"),
+        tuple(rows),
+        "An entity counts for the first filter that leaves it out.",
+    )
+
+
 def _label(summary: Record, model: str) -> str:
     return f"{model} (control)" if summary["models"][model]["role"] == "control" else model
 

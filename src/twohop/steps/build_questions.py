@@ -1,6 +1,7 @@
 """Step build_questions: twin prompts, named and shown, each with its corrupted twin (study, sections 1 and 3).
 
-1. one question per evaluated entity and relation; the two forms differ in what stands for `{entity}` alone;
+1. one question per evaluated entity and relation, unless its own words name the entity; the two forms differ in what
+   stands for `{entity}` alone;
 2. the dev/test split goes by entity and is the same for every model;
 3. the corrupted twin asks the same relation of another entity with another answer, whose name has as many tokens in
    its prompt and whose answer starts with another token, in this model's tokenizer.
@@ -8,12 +9,21 @@
 
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from twohop.config import BuildQuestions
-from twohop.data import Twin, folded_answers, pair_questions, split_entities
+from twohop.data import (
+    Twin,
+    fold,
+    folded_answers,
+    pair_questions,
+    shipped_relations,
+    shipped_template,
+    split_entities,
+)
 from twohop.errors import DataError
 from twohop.models import Tokens, open_tokenizer
 from twohop.steps._asking import split_prompt
@@ -42,7 +52,9 @@ def run(job: Job) -> Summary:
     tokens = open_tokenizer(job.input("card"))
     asked = _asked(entities, facts, manifest, params)
     splits = split_entities(entities["entity_id"].to_list(), params.dev_share, params.seed)
-    rows = [_row(q, params.templates[q["relation"]], splits[q["entity_id"]], tokens) for q in asked.to_dicts()]
+    templates = find_templates(facts["relation"].unique().to_list(), params.templates)
+    rows = [_row(q, templates[q["relation"]], splits[q["entity_id"]], tokens) for q in asked.to_dicts()]
+    rows = [row for row in rows if not _names_itself(row)]
     rows, twins = add_twins(rows, tokens, params.seed)
     write_table(job.output("questions"), pl.DataFrame(rows, schema=schemas.QUESTIONS), schemas.QUESTIONS)
     expected = entities.height * facts["relation"].n_unique()
@@ -66,6 +78,28 @@ def _asked(entities: pl.DataFrame, facts: pl.DataFrame, manifest: pl.DataFrame, 
             "check fetch_images.styles and the manifest's reasons",
         )
     return out
+
+
+def find_templates(relations: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """A prompt per relation: the user's, or the one that is shipped.
+
+    Raises:
+        DataError: a relation has neither.
+    """
+    found = {relation: given.get(relation) or shipped_template(relation) for relation in relations}
+    missing = sorted(relation for relation, text in found.items() if text is None)
+    if missing:
+        raise DataError(
+            f"no template for relation(s) {', '.join(missing)}",
+            "params.yaml, build_questions.templates",
+            f'add for each: {missing[0]}: "... {{entity}} ..."; shipped are {", ".join(shipped_relations())}',
+        )
+    return {relation: text for relation, text in found.items() if text is not None}
+
+
+def _names_itself(row: dict[str, Any]) -> bool:
+    """Whether the words round the picture say what it shows."""
+    return f" {fold(row['name'])} " in f" {fold(row['before'])}  {fold(row['after'])} "
 
 
 def _row(question: dict[str, Any], template: str, split: str, tokens: Tokens) -> dict[str, Any]:

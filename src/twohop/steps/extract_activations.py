@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from twohop.config import STYLE_SOURCES, ExtractActivations
+from twohop.config import ExtractActivations, art_source
 from twohop.data import augment, open_pictures
 from twohop.errors import ArtifactError
 from twohop.models import GROUP_MEANINGS, KIND_MEANINGS, Batch, Model, Picture, Prompt, Run, Site, open_model
@@ -139,7 +139,7 @@ def _make_chunks(job: Job, path: Path, part: Part) -> tuple[ActivationWriter, in
     runs = {"text": text_rows(questions)}
     eyes = Eyes(job, model, manifest)
     if model.n_image_tokens:
-        held_out = STYLE_SOURCES[str(job.params["build_questions.style"])]
+        held_out = art_source(str(job.params["build_questions.style"]))
         runs["image"] = image_rows(questions)
         runs["pictures"] = picture_rows(manifest, params, held_out)
         eyes.keep(questions["picture_id"].unique().sort())

@@ -1,6 +1,7 @@
 """Step fetch_images: every evaluated entity's pictures as PNG in one content-addressed archive, with a manifest.
 
-1. each picture is rendered (or taken from an earlier, interrupted call) and decoded again in full;
+1. each picture is rendered, or read from a user's file that is an input (or taken from an earlier, interrupted call),
+   and decoded again in full;
 2. a picture that cannot be made is a row of the manifest with its reason (promise F11);
 3. the archive holds every distinct picture once, as `<sha256>.png`; the same pictures give the same bytes.
 """
@@ -14,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from twohop.config import FetchImages
-from twohop.data import decode_picture, fetch_picture, write_pictures
+from twohop.data import check_local, decode_picture, fetch_picture, write_pictures
 from twohop.errors import DataError
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import atomic_path, read_table, schemas, write_bytes, write_table
@@ -23,7 +24,7 @@ LOG = logging.getLogger(__name__)
 STEP = Step(
     name="fetch_images",
     params=("fetch_images",),
-    inputs=("entities", "picture_sources"),
+    inputs=("entities", "picture_sources", "source_pictures"),
     outputs=("pictures", "manifest"),
     per_model=False,
 )
@@ -49,6 +50,7 @@ def run(job: Job) -> Summary:
     """
     params = job.section(FetchImages)
     wanted = _wanted(job, params)
+    check_local((row["locator"] for row in wanted), job.inputs["source_pictures"])
     outcomes: list[Outcome] = []
     for i, row in enumerate(wanted, 1):
         outcomes.append(make_picture(row["picture_id"], row["locator"], params, job.work))

@@ -28,6 +28,7 @@ STEP = Step(
         "readings",
         "depths",
         "recovered",
+        "funnel",
         "pictures",
         "manifest",
         "summary",
@@ -55,6 +56,7 @@ def run(job: Job) -> Summary:
         {name: svgs[name] for name in CAPTIONS},
         _thumbnails(job, study),
         [read_run(path) for path in job.inputs["lineages"]],
+        read_table(job.input("funnel"), schemas.FUNNEL),
         settings.title,
         settings.max_answers,
     )

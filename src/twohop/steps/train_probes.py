@@ -28,7 +28,7 @@ from twohop.analysis import (
     selectivity,
     share,
 )
-from twohop.config import STYLE_SOURCES, TrainProbes
+from twohop.config import TrainProbes, art_source
 from twohop.errors import ArtifactError, DataError
 from twohop.steps._asking import finished_part
 from twohop.steps._step import Job, Step, Summary
@@ -79,7 +79,7 @@ def run(job: Job) -> Summary:
     params, style = job.section(TrainProbes), str(job.params["build_questions.style"])
     start, rows = time.monotonic(), list[dict[str, Any]]()
     with ActivationReader(job.input("activations")) as reader:
-        split = split_pictures(reader.rows("pictures"), shown(reader), STYLE_SOURCES[style], params.copies)
+        split = split_pictures(reader.rows("pictures"), shown(reader), art_source(style), params.copies)
         layers = reader.layers("pictures", "resid_post")
         blocks = make_blocks(params, layers, split, _d_model(reader, params, layers))
         for done, block in enumerate(blocks, 1):

@@ -34,6 +34,13 @@ PICTURE_SOURCES = {
     "source_page": Text,
     "locator": Text,  # where the source finds it again
 }
+FUNNEL = {  # curate_entities: one row per filter, in the order in which entities pass them
+    "filter": Text,
+    "rows_in": Count,  # entities that reach it; those of the first row are all that the source has
+    "dropped": Count,
+    "rows_out": Count,  # rows_in - dropped; those of the last row are the evaluated ones
+    "examples": Texts,  # ids of the first few that were dropped
+}
 MANIFEST = {
     **PICTURE_SOURCES,
     "status": Text,  # "ok" or "failed"

@@ -74,6 +74,10 @@ class FlagsSource:
         """States whose flag two art sources draw alike to the pixel, e.g. Switzerland in `1x1` and `noto_original`."""
         return _repeated()
 
+    def rejected(self) -> Sequence[tuple[str, frozenset[str]]]:
+        """Nothing: every state has its flags and a fact for every relation."""
+        return ()
+
     def pictures(self) -> Iterator[PictureRecord]:
         """Six renderings of every flag."""
         for code in state_codes():

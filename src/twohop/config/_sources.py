@@ -1,0 +1,95 @@
+"""Sources of entities that `curate_entities.source` can name, and the files that each reads, for both engines."""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+
+from twohop.config._base import Section
+from twohop.errors import ConfigError
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+"""Files of a picture folder that count; in lower or upper case."""
+MAX_PICTURES = 1000
+"""Files in a user's picture folder; each is an input by name."""
+MAX_LETTERS = 100_000
+"""Of all their paths together: Linux takes no command longer than 128 KiB."""
+
+
+def _own_path(text: str) -> str:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or not path.parts or not re.fullmatch(r"[\w./-]+", text):
+        raise ValueError(f"is {text!r}; allowed: a path below the project's folder, of letters, digits and any of ._-/")
+    return str(path)
+
+
+OwnPath = Annotated[str, AfterValidator(_own_path)]
+
+
+class TableSource(Section):
+    """The user's own table: CSV, Parquet or JSONL, with pictures in a folder (docs/sources.md)."""
+
+    kind: Literal["table"]
+    """The user's own table."""
+    entities: OwnPath
+    """Table with a row per entity, ending in .csv, .parquet or .jsonl."""
+    facts: OwnPath | None = None
+    """Table with a row per entity and relation, where the answers are not columns of `entities`."""
+    pictures: OwnPath
+    """Folder of the PNG, JPEG and WebP files that the table's picture columns name; every one is an input."""
+    licences: list[str] = Field(default_factory=list[str])
+    """Licences that are accepted, as the table's column spells them; an empty list accepts every one."""
+    min_side_px: int = Field(default=32, ge=1, le=4096)
+    """An entity with a picture whose shorter side has fewer pixels is left out."""
+    near_duplicate_bits: int = Field(default=2, ge=0, le=32)
+    """Entities whose pictures' 64-bit difference hashes differ in no more bits are look-alikes, and left out."""
+    named_files: Literal["keep", "drop"] = "keep"
+    """Whether an entity is left out whose picture's file name holds its name (no model sees the file name)."""
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return str(value["kind"]) if "kind" in value else None  # pyright: ignore[reportUnknownArgumentType]
+    return value.kind if isinstance(value, TableSource) else str(value)
+
+
+EntitySource = Annotated[
+    Annotated[Literal["flags"], Tag("flags")] | Annotated[TableSource, Tag("table")], Discriminator(_kind)
+]
+"""`flags`, the embedded source, or a section whose `kind` says which one it is."""
+
+
+def source_tables(source: Literal["flags"] | TableSource) -> list[str]:
+    """The tables that a source reads, relative to the project's folder."""
+    if isinstance(source, str):
+        return []
+    return [source.entities, *([source.facts] if source.facts else [])]
+
+
+def source_pictures(source: Literal["flags"] | TableSource) -> list[str]:
+    """The picture files that a source may read, sorted; links are none of them.
+
+    Raises:
+        ConfigError: the folder is absent, holds more than `MAX_PICTURES`, or a name that a shell would split.
+    """
+    if isinstance(source, str):
+        return []
+    folder, where = Path(source.pictures), "params.yaml, curate_entities.source.pictures"
+    if not folder.is_dir():
+        raise ConfigError(f"no folder {source.pictures}", where, "make it, or correct the path")
+    found = sorted(p.as_posix() for p in folder.rglob("*") if _is_picture(p, folder))
+    odd = [name for name in found if not re.fullmatch(r"[\w./-]+", name)]
+    if odd:
+        raise ConfigError(f"unusable file name {odd[0]!r}", where, "rename it: letters, digits and any of ._-")
+    if len(found) > MAX_PICTURES:
+        raise ConfigError(f"{len(found)} pictures, more than {MAX_PICTURES}", where, "keep those that the table names")
+    if sum(len(name.encode()) + 1 for name in found) > MAX_LETTERS:
+        raise ConfigError(f"paths of more than {MAX_LETTERS} letters in all", where, "shorten the names of the files")
+    return found
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    """A plain file inside the folder itself, whatever links lead there."""
+    plain = path.suffix.lower() in PICTURE_ENDINGS and path.is_file() and not path.is_symlink()
+    return plain and path.resolve().is_relative_to(folder.resolve())
