@@ -8,8 +8,9 @@ from tiny_models import folder_of
 from tiny_parts import D_VISION, IMAGE_PX, NAMES, write_tower
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel
 
+from twohop.config import ModelEntry, PrepareModel
 from twohop.errors import ModelError
-from twohop.models import _gemma, _training
+from twohop.models import _gemma, _train, _training
 from twohop.models._embedded import Payload, image_processor
 from twohop.models._projector import TrainingPlan, TrainingSet, moments
 
@@ -120,6 +121,18 @@ def test_folder_loads_plainly_and_answers_as_in_training(folder, after, pictures
         hidden = _gemma.seen(net, inputs["input_ids"], inputs["token_type_ids"], image)
     assert torch.allclose(vlm.lm_head(hidden), logits, atol=1e-4)
     assert not torch.allclose(logits[0, -1], logits[1, -1], atol=1e-3)
+
+
+def test_model_in_memory_is_measured_with_as_many_image_tokens_as_its_picture_has(folders, after, monkeypatch):
+    monkeypatch.setattr(_train, "language_folder", lambda *_: folders[0])
+    monkeypatch.setattr(_train, "tower_folder", lambda *_: folders[1])
+    source = {"kind": "assembled", "tower": "clip-b16", "projector": "p.safetensors", "recipe": "gemma"}
+    entry = ModelEntry.model_validate(
+        {"role": "vlm", "family": "gemma3", "backbone": "b", "source": source, "licence": "none"}
+    )
+    prepare = PrepareModel(image_size=IMAGE_PX, tower_layers=9)
+    model = _train.assembled_model("g", entry, prepare, after[1].projector)
+    assert len(model.encode_pictures([Image.new("RGB", (80, 80))])[0].features) == N_TOKENS
 
 
 def test_image_tokens_see_each_other(folder, pictures):

@@ -20,6 +20,7 @@ from twohop.models._card import ModelCard
 from twohop.models._frame import find_frame
 from twohop.models._model import Model
 from twohop.models._prepare import language_folder, tower_folder
+from twohop.models._processor import image_token
 from twohop.models._prompts import Tokens
 
 TOWER_BATCH = 64
@@ -142,7 +143,8 @@ def assembled_model(name: str, entry: ModelEntry, prepare: PrepareModel, trained
     card = ModelCard.model_construct(
         name=name, role=entry.role, family=net.config.model_type, n_image_tokens=n_image_tokens
     )
-    return Model(net, card, Tokens(processor.tokenizer, n_image_tokens, processor.image_token_id, frame), processor)
+    image_id = image_token(net.config, processor, tower)  # Gemma's processor calls another token its image token
+    return Model(net, card, Tokens(processor.tokenizer, n_image_tokens, image_id, frame), processor)
 
 
 def training_facts(
