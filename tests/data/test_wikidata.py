@@ -64,12 +64,12 @@ def test_items_names_and_values(server, world, tmp_path):
     assert (first.sitelinks, first.pictures) == (21, ("Painting 1.jpg",))
     of_first = {(v.relation, v.answer): v.aliases for v in found.values if v.id == "Q7"}
     assert of_first == {
-        ("creator", "Ann"): ("Ann", "Ann A."),
-        ("collection", "Louvre"): ("Louvre",),
-        ("collection", "Prado"): ("Prado",),
-        ("year", "1503"): ("1503",),
+        ("painter", "Ann"): ("Ann", "Ann A."),
+        ("museum", "Louvre"): ("Louvre",),
+        ("museum", "Prado"): ("Prado",),
+        ("painting_year", "1503"): ("1503",),
     }
-    assert {v.relation for v in found.values if v.id == "Q14"} == {"creator", "collection"}
+    assert {v.relation for v in found.values if v.id == "Q14"} == {"painter", "museum"}
     assert found.date == time.strftime("%Y-%m-%d", time.gmtime())
 
 

@@ -36,7 +36,7 @@ BACKBONES, VLMS, CONTROLS = (
     PARAMS.names(role) for role in ("backbone", "vlm", "control")
 )
 MODELS = [*BACKBONES, *VLMS, *CONTROLS]
-SOURCE_TABLES = source_tables(PARAMS.curate_entities.source)
+SOURCE_TABLES = or_exit(source_tables, PARAMS.curate_entities.source)
 SOURCE_PICTURES = or_exit(source_pictures, PARAMS.curate_entities.source)
 CODE = or_exit(lineage.step_codes, PARAMS.hash_code.rerun_on_versions)
 UNDER_DVC = "DVC_STAGE" in os.environ

@@ -1,6 +1,7 @@
 """Commands that look after the pipeline: params, the two engines, projectors."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from twohop.errors import TwohopError
 
 def add(add: Adder) -> None:
     """Put the commands into the parser."""
-    for extend in (_add_check_params, _add_write_dvc, _add_hash_code, _add_run_stage, _add_sync, _add_install):
+    for extend in (
+        _add_check_params,
+        _add_fetch_entities,
+        _add_write_dvc,
+        _add_hash_code,
+        _add_run_stage,
+        _add_sync,
+        _add_install,
+    ):
         extend(add)
 
 
@@ -24,6 +33,31 @@ def _check_params(args: Arguments) -> None:
 
     params = load_params(args.file)
     print(f"{args.file}: good; {len(params.models)} models: {', '.join(params.models)}")
+
+
+def _add_fetch_entities(add: Adder) -> None:
+    text = (
+        "Fetch what curate_entities.source of kind wikidata names, into its folder; what is there is not asked again."
+    )
+    sub = command(add, "fetch_entities", text, _fetch_entities)
+    sub.add_argument("--again", action="store_true", help="ask the services again, for a snapshot of today")
+
+
+def _fetch_entities(args: Arguments) -> None:
+    from twohop.config import WikidataSource, load_params
+    from twohop.data._saved import fetch_entities, rules_for
+    from twohop.data._web import Web
+
+    source = load_params().curate_entities.source
+    if not isinstance(source, WikidataSource):
+        raise TwohopError(
+            "this source fetches nothing", "params.yaml, curate_entities.source", "use it for one of kind wikidata"
+        )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    with Web(rules_for(source)) as web:
+        counts = fetch_entities(source, web, again=args.again)
+    print(f"{source.folder}: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in counts.items()))
+    print("next: twohop write_dvc, then snakemake --cores all or dvc repro")
 
 
 def _add_write_dvc(add: Adder) -> None:

@@ -33,7 +33,7 @@ from twohop.config._params import Params, art_source, section_keys
 from twohop.config._resources import BEFORE_CARD, WIDTHS, ModelSize, Needs, needs, read_size
 from twohop.config._shipped import CATALOG, ShippedModel, shipped_models
 from twohop.config._short import ShortEntry
-from twohop.config._sources import TableSource, source_pictures, source_tables
+from twohop.config._sources import TableSource, WikidataSource, source_pictures, source_table, source_tables
 
 __all__ = [
     "BEFORE_CARD",
@@ -71,6 +71,7 @@ __all__ = [
     "TableSource",
     "TrainProbes",
     "TrainProjector",
+    "WikidataSource",
     "art_source",
     "load_params",
     "needs",
@@ -79,5 +80,6 @@ __all__ = [
     "section_keys",
     "shipped_models",
     "source_pictures",
+    "source_table",
     "source_tables",
 ]

@@ -18,7 +18,7 @@ from twohop.config._params import Params
 from twohop.config._shipped import PAGE as MODELS_PAGE
 from twohop.config._shipped import write_catalogue
 from twohop.config._short import ShortEntry
-from twohop.config._sources import TableSource
+from twohop.config._sources import TableSource, WikidataSource
 
 PAGE = Path("docs/params.md")
 COMMAND = "python -m twohop.config._docs"
@@ -42,7 +42,8 @@ def render_docs(params: Path = Path("params.yaml")) -> str:
             section = cast("type[BaseModel]", field.annotation)
             parts += [f"## {name}\n\n{_first_line(section)}\n", _table(section, values[name])]
         if name == "curate_entities":
-            parts += [f"### source of kind table\n\n{_first_line(TableSource)}\n", _table(TableSource, None)]
+            for kind in (TableSource, WikidataSource):
+                parts += [f"### source of kind {_kind(kind)}\n\n{_first_line(kind)}\n", _table(kind, None)]
     return "\n".join(parts)
 
 

@@ -27,7 +27,16 @@ def _own_path(text: str) -> str:
 OwnPath = Annotated[str, AfterValidator(_own_path)]
 
 
-class TableSource(Section):
+class _Pictured(Section):
+    """What is asked of every picture."""
+
+    min_side_px: int = Field(default=32, ge=1, le=4096)
+    """An entity with a picture whose shorter side has fewer pixels is left out."""
+    near_duplicate_bits: int = Field(default=2, ge=0, le=32)
+    """Entities whose pictures' 64-bit difference hashes differ in no more bits are look-alikes, and left out."""
+
+
+class TableSource(_Pictured):
     """The user's own table: CSV, Parquet or JSONL, with pictures in a folder (docs/sources.md)."""
 
     kind: Literal["table"]
@@ -40,44 +49,106 @@ class TableSource(Section):
     """Folder of the PNG, JPEG and WebP files that the table's picture columns name; every one is an input."""
     licences: list[str] = Field(default_factory=list[str])
     """Licences that are accepted, as the table's column spells them; an empty list accepts every one."""
-    min_side_px: int = Field(default=32, ge=1, le=4096)
-    """An entity with a picture whose shorter side has fewer pixels is left out."""
-    near_duplicate_bits: int = Field(default=2, ge=0, le=32)
-    """Entities whose pictures' 64-bit difference hashes differ in no more bits are look-alikes, and left out."""
     named_files: Literal["keep", "drop"] = "keep"
     """Whether an entity is left out whose picture's file name holds its name (no model sees the file name)."""
+
+
+class WikidataSource(_Pictured):
+    """Wikidata's entities and facts, Commons' pictures, as `twohop fetch_entities` saves them (docs/sources.md)."""
+
+    kind: Literal["wikidata"]
+    """Wikidata and Wikimedia Commons."""
+    folder: OwnPath
+    """Folder of the dated snapshot, its tables and pictures; `twohop fetch_entities` makes it."""
+    item_class: Literal["landmark", "painting", "logo", "animal", "person"]
+    """What is looked for; relations: landmark_country, landmark_city, architect; painter, museum, painting_year;
+    company_country, industry, founder; parent_taxon, conservation_status; citizenship, occupation, birthplace."""
+    contact: str = ""
+    """E-mail address or page of whom the services may write to: they ask for one in every request."""
+    min_sitelinks: int = Field(default=40, ge=1)
+    """Least number of Wikipedia editions and sister projects that have a page of the entity: its popularity."""
+    max_entities: int = Field(default=500, ge=4, le=MAX_PICTURES)
+    """Entities that are fetched at most, those with the lowest item numbers."""
+    language: str = Field(default="en", pattern="^[a-z]{2,3}(-[a-z]+)?$")
+    """Language of names and answers."""
+    picture_width: Literal[120, 250, 330, 500, 960, 1280] = 500
+    """Width of the thumbnails in pixels, one of those that the servers keep."""
+
+    def as_table(self) -> TableSource:
+        """The saved tables and pictures."""
+        return TableSource(
+            kind="table",
+            entities=f"{self.folder}/entities.parquet",
+            facts=f"{self.folder}/facts.parquet",
+            pictures=f"{self.folder}/pictures",
+            min_side_px=self.min_side_px,
+            near_duplicate_bits=self.near_duplicate_bits,
+        )
+
+
+Sources = Literal["flags"] | TableSource | WikidataSource
 
 
 def _kind(value: Any) -> str | None:
     if isinstance(value, dict):
         return str(value["kind"]) if "kind" in value else None  # pyright: ignore[reportUnknownArgumentType]
-    return value.kind if isinstance(value, TableSource) else str(value)
+    return value.kind if isinstance(value, TableSource | WikidataSource) else str(value)
 
 
 EntitySource = Annotated[
-    Annotated[Literal["flags"], Tag("flags")] | Annotated[TableSource, Tag("table")], Discriminator(_kind)
+    Annotated[Literal["flags"], Tag("flags")]
+    | Annotated[TableSource, Tag("table")]
+    | Annotated[WikidataSource, Tag("wikidata")],
+    Discriminator(_kind),
 ]
 """`flags`, the embedded source, or a section whose `kind` says which one it is."""
 
 
-def source_tables(source: Literal["flags"] | TableSource) -> list[str]:
-    """The tables that a source reads, relative to the project's folder."""
+def source_table(source: Sources) -> TableSource | None:
+    """The table that a source is, or was saved as; None for the embedded one.
+
+    Raises:
+        ConfigError: it was not fetched yet.
+    """
     if isinstance(source, str):
-        return []
-    return [source.entities, *([source.facts] if source.facts else [])]
+        return None
+    if isinstance(source, TableSource):
+        return source
+    found = source.as_table()
+    absent = [path for path in _files(found) if not Path(path).exists()]
+    if absent:
+        where = "params.yaml, curate_entities.source"
+        raise ConfigError(f"nothing fetched yet: no {absent[0]}", where, "run `twohop fetch_entities`")
+    return found
 
 
-def source_pictures(source: Literal["flags"] | TableSource) -> list[str]:
+def _files(table: TableSource) -> list[str]:
+    """Tables that a source reads, as params.yaml has them."""
+    return [table.entities, *([table.facts] if table.facts else [])]
+
+
+def source_tables(source: Sources) -> list[str]:
+    """The tables that a source reads, relative to the project's folder.
+
+    Raises:
+        ConfigError: they were not fetched yet.
+    """
+    table = source_table(source)
+    return [] if table is None else _files(table)
+
+
+def source_pictures(source: Sources) -> list[str]:
     """The picture files that a source may read, sorted; links are none of them.
 
     Raises:
         ConfigError: the folder is absent, holds more than `MAX_PICTURES`, or a name that a shell would split.
     """
-    if isinstance(source, str):
+    table = source_table(source)
+    if table is None:
         return []
-    folder, where = Path(source.pictures), "params.yaml, curate_entities.source.pictures"
+    folder, where = Path(table.pictures), "params.yaml, curate_entities.source.pictures"
     if not folder.is_dir():
-        raise ConfigError(f"no folder {source.pictures}", where, "make it, or correct the path")
+        raise ConfigError(f"no folder {table.pictures}", where, "make it, or correct the path")
     found = sorted(p.as_posix() for p in folder.rglob("*") if _is_picture(p, folder))
     odd = [name for name in found if not re.fullmatch(r"[\w./-]+", name)]
     if odd:

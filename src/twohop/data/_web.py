@@ -113,8 +113,8 @@ class Web:
         if not any(c in rules.contact for c in "@/") or len(rules.contact.split()) != 1:
             raise ConfigError(
                 f"no contact ({rules.contact!r}): the media hosts' policy wants to know whom to write to",
-                "fetch_images.contact",
-                "give an e-mail address or a page, e.g. fetch_images.contact: you@example.org",
+                "params.yaml, curate_entities.source.contact",
+                "give an e-mail address or a page, e.g. contact: you@example.org",
             )
         self.rules, self.clock = rules, clock or Clock()
         self._deadline = threading.local()

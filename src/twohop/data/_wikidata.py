@@ -75,17 +75,17 @@ CLASSES: Mapping[str, ItemClass] = MappingProxyType(
                 "Q2977",
             ),  # monument, tower, bridge, castle, palace, cathedral
             "P18",
-            {"country": Relation("P17"), "city": Relation("P131"), "architect": Relation("P84")},
+            {"landmark_country": Relation("P17"), "landmark_city": Relation("P131"), "architect": Relation("P84")},
         ),
         "painting": ItemClass(
             ("Q3305213",),
             "P18",
-            {"creator": Relation("P170"), "collection": Relation("P195"), "year": Relation("P571", year=True)},
+            {"painter": Relation("P170"), "museum": Relation("P195"), "painting_year": Relation("P571", year=True)},
         ),
         "logo": ItemClass(
             ("Q4830453", "Q431289"),  # business, brand
             "P154",
-            {"country": Relation("P17"), "industry": Relation("P452"), "founder": Relation("P112")},
+            {"company_country": Relation("P17"), "industry": Relation("P452"), "founder": Relation("P112")},
         ),
         "animal": ItemClass(
             ("Q729",),

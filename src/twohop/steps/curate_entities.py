@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import polars as pl
 
-from twohop.config import CurateEntities
+from twohop.config import CurateEntities, source_table
 from twohop.data import (
     SOURCES,
     EntityRecord,
@@ -82,10 +82,11 @@ def run(job: Job) -> Summary:
 
 def _open(job: Job, params: CurateEntities) -> tuple[Source, str]:
     """The source, and what messages call it."""
-    if isinstance(params.source, str):
-        return SOURCES[params.source](), f"source {params.source}"
-    found = TableEntities(params.source, params.relations, job.inputs["source_pictures"])
-    return found, f"source {params.source.kind}, {params.source.entities}"
+    table = source_table(params.source)
+    if isinstance(params.source, str) or table is None:
+        return SOURCES[str(params.source)](), f"source {params.source}"
+    found = TableEntities(table, params.relations, job.inputs["source_pictures"])
+    return found, f"source {params.source.kind}, {table.entities}"
 
 
 def find_filters(

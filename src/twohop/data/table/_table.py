@@ -26,7 +26,7 @@ OWN = "user's own"
 """Licence, author and source where the table says nothing."""
 LISTED = 1000
 """Faults of a user's own table that one message lists."""
-_KNOWN = ("entity_id", "name", "aliases", "kind", "licence", "author", "source_page", PICTURE)
+_KNOWN = ("entity_id", "name", "aliases", "kind", "licence", "author", "source_page", "left_out", PICTURE)
 _FACT_COLUMNS = ("entity", "relation", "answer")
 _FACT_KNOWN = (*_FACT_COLUMNS, "aliases", "licence", "source", "url")
 
@@ -101,10 +101,12 @@ class TableEntities:
         return frozenset(r.record.entity_id for r in self._rows if len(set(r.files.values())) < len(r.files))
 
     def rejected(self) -> Sequence[tuple[str, frozenset[str]]]:
-        """No picture, licence, too small or broken, name in the file name, ambiguous answer."""
+        """Reasons that the table gives, no picture, licence, too small or broken, name in the file name, ambiguous."""
         accepted, rows = self._params.licences, self._rows
         named = self._params.named_files == "drop"
+        given = sorted({row.cells.get("left_out", "") for row in rows} - {""})
         return (
+            *((reason, _ids(r for r in rows if r.cells.get("left_out") == reason)) for reason in given),
             ("no picture", _ids(r for r in rows if not r.files)),
             ("licence", _ids(r for r in rows if accepted and (r.cells.get("licence") or OWN) not in accepted)),
             ("picture too small or broken", frozenset(self._small)),
