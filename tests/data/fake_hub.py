@@ -70,8 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, send: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        api = re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/revision/(.+)", path)
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = api or file
         repo = self.repos.get(found[1]) if found else None
         if found is None or repo is None:

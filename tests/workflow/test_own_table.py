@@ -45,6 +45,50 @@ def test_own_table_from_nothing_to_a_benchmark(own) -> None:
     assert all(len(digest) == 64 for digest in named.values())
 
 
+POPVQA = """
+import csv, shutil
+from pathlib import Path
+rows = list(csv.DictReader(open("data/own/grey_flags/entities.csv", encoding="utf-8")))[:60]
+folder = Path("data/own/got")
+folder.mkdir(parents=True)
+shutil.copytree("data/own/grey_flags/pictures", folder / "pictures")
+with (folder / "entities.csv").open("w", encoding="utf-8", newline="") as f:
+    out = csv.writer(f)
+    out.writerow(["type", "s_uri", "subject", "aliases", "path"])
+    for i, r in enumerate(rows, 1):
+        out.writerow(["landmarks", f"http://www.wikidata.org/entity/Q{i}", r["name"], "[]", r["picture.drawn"]])
+with (folder / "questions.csv").open("w", encoding="utf-8", newline="") as f:
+    out = csv.writer(f)
+    out.writerow(["s_uri", "subject", "question", "question_for_image", "possible_answers", "relation"])
+    for i, r in enumerate(rows, 1):
+        for what in ("capital", "continent"):
+            text = f"Q: What is the {what} of {r['name']}? A:"
+            out.writerow([f"Q{i}", r["name"], text, "-", repr(r[what].split("|")), what])
+"""
+
+
+def test_popvqa_from_its_files_to_a_benchmark(own) -> None:
+    own.run(sys.executable, "-c", POPVQA, check=True)
+    params = yaml.safe_load((own.root / "params.yaml").read_text())
+    source = {"kind": "popvqa", "folder": "data/own/popvqa", "files": "data/own/got"}
+    params["curate_entities"] |= {"source": source, "relations": ["capital", "continent"]}
+    params["fetch_images"]["styles"], params["build_questions"]["style"] = ["main"], "main"
+    (own.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    refused = own.run("snakemake", "--cores", "2", "-n")
+    assert refused.returncode != 0
+    assert "twohop fetch_entities" in refused.stdout + refused.stderr
+    assert "review data/own/popvqa/templates.yaml" in own.run("twohop", "fetch_entities", check=True).stdout
+    prompts = yaml.safe_load((own.root / "data/own/popvqa/templates.yaml").read_text())
+    params["build_questions"]["templates"] = prompts["build_questions"]["templates"]
+    (own.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    own.run("twohop", "write_dvc", check=True)
+    own.snakemake(ANSWERS)
+    questions = pl.read_parquet(own.root / "results/build_questions/tiny-vlm/questions.parquet")
+    assert questions.height == 10 * 2
+    assert set(questions["before"]) == {"Q: What is the capital of ", "Q: What is the continent of "}
+    assert set(questions["after"]) == {"? A:"}
+
+
 def test_a_changed_file_of_the_table_re_runs_what_reads_it(own) -> None:
     targets = ("results/fetch_images/manifest.parquet", "results/prepare_model/tiny-llm/card.json")
     readers = {"curate_entities", "fetch_images"}

@@ -36,27 +36,24 @@ def _check_params(args: Arguments) -> None:
 
 
 def _add_fetch_entities(add: Adder) -> None:
-    text = (
-        "Fetch what curate_entities.source of kind wikidata names, into its folder; what is there is not asked again."
-    )
+    text = "Fetch what curate_entities.source names (wikidata, popvqa, wit) into its folder; what is there is kept."
     sub = command(add, "fetch_entities", text, _fetch_entities)
     sub.add_argument("--again", action="store_true", help="ask the services again, for a snapshot of today")
 
 
 def _fetch_entities(args: Arguments) -> None:
-    from twohop.config import WikidataSource, load_params
-    from twohop.data._saved import fetch_entities, rules_for
-    from twohop.data._web import Web
+    from twohop.config import TableSource, load_params
+    from twohop.data.fetched import fetch_entities
 
     source = load_params().curate_entities.source
-    if not isinstance(source, WikidataSource):
-        raise TwohopError(
-            "this source fetches nothing", "params.yaml, curate_entities.source", "use it for one of kind wikidata"
-        )
+    if isinstance(source, str | TableSource):
+        where, todo = "params.yaml, curate_entities.source", "use it for one of kind wikidata, popvqa or wit"
+        raise TwohopError("this source fetches nothing", where, todo)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    with Web(rules_for(source)) as web:
-        counts = fetch_entities(source, web, again=args.again)
+    counts = fetch_entities(source, again=args.again)
     print(f"{source.folder}: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in counts.items()))
+    if (Path(source.folder) / "templates.yaml").exists():
+        print(f"review {source.folder}/templates.yaml, and take its relations and prompts over into params.yaml")
     print("next: twohop write_dvc, then snakemake --cores all or dvc repro")
 
 

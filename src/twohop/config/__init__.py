@@ -33,7 +33,17 @@ from twohop.config._params import Params, art_source, section_keys
 from twohop.config._resources import BEFORE_CARD, WIDTHS, ModelSize, Needs, needs, read_size
 from twohop.config._shipped import CATALOG, ShippedModel, shipped_models
 from twohop.config._short import ShortEntry
-from twohop.config._sources import TableSource, WikidataSource, source_pictures, source_table, source_tables
+from twohop.config._sources import (
+    FetchedSource,
+    HubDataset,
+    PopvqaSource,
+    TableSource,
+    WikidataSource,
+    WitSource,
+    source_pictures,
+    source_table,
+    source_tables,
+)
 
 __all__ = [
     "BEFORE_CARD",
@@ -47,6 +57,8 @@ __all__ = [
     "EarlyRecipe",
     "ExtractActivations",
     "FetchImages",
+    "FetchedSource",
+    "HubDataset",
     "HubRepository",
     "Loading",
     "LocalFolder",
@@ -59,6 +71,7 @@ __all__ = [
     "Params",
     "PatchActivations",
     "PlotFigures",
+    "PopvqaSource",
     "PrepareModel",
     "RandomModel",
     "RecoverRecall",
@@ -72,6 +85,7 @@ __all__ = [
     "TrainProbes",
     "TrainProjector",
     "WikidataSource",
+    "WitSource",
     "art_source",
     "load_params",
     "needs",

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from twohop.config._base import Section
 from twohop.errors import ConfigError
@@ -25,6 +25,8 @@ def _own_path(text: str) -> str:
 
 
 OwnPath = Annotated[str, AfterValidator(_own_path)]
+PictureWidth = Literal[120, 250, 330, 500, 960, 1280]
+"""Widths of thumbnails that Commons' servers keep, in pixels."""
 
 
 class _Pictured(Section):
@@ -53,26 +55,20 @@ class TableSource(_Pictured):
     """Whether an entity is left out whose picture's file name holds its name (no model sees the file name)."""
 
 
-class WikidataSource(_Pictured):
-    """Wikidata's entities and facts, Commons' pictures, as `twohop fetch_entities` saves them (docs/sources.md)."""
+class HubDataset(Section):
+    """A data set of the hub, at one commit."""
 
-    kind: Literal["wikidata"]
-    """Wikidata and Wikimedia Commons."""
+    id: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+    """Owner and name, e.g. wikimedia/wit_base."""
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
+    """Commit, 40 hex digits; a branch like main moves, so it is refused."""
+
+
+class _Saved(_Pictured):
+    """A source that `twohop fetch_entities` saves as a table."""
+
     folder: OwnPath
-    """Folder of the dated snapshot, its tables and pictures; `twohop fetch_entities` makes it."""
-    item_class: Literal["landmark", "painting", "logo", "animal", "person"]
-    """What is looked for; relations: landmark_country, landmark_city, architect; painter, museum, painting_year;
-    company_country, industry, founder; parent_taxon, conservation_status; citizenship, occupation, birthplace."""
-    contact: str = ""
-    """E-mail address or page of whom the services may write to: they ask for one in every request."""
-    min_sitelinks: int = Field(default=40, ge=1)
-    """Least number of Wikipedia editions and sister projects that have a page of the entity: its popularity."""
-    max_entities: int = Field(default=500, ge=4, le=MAX_PICTURES)
-    """Entities that are fetched at most, those with the lowest item numbers."""
-    language: str = Field(default="en", pattern="^[a-z]{2,3}(-[a-z]+)?$")
-    """Language of names and answers."""
-    picture_width: Literal[120, 250, 330, 500, 960, 1280] = 500
-    """Width of the thumbnails in pixels, one of those that the servers keep."""
+    """Folder of the tables and pictures that `twohop fetch_entities` makes."""
 
     def as_table(self) -> TableSource:
         """The saved tables and pictures."""
@@ -86,19 +82,89 @@ class WikidataSource(_Pictured):
         )
 
 
-Sources = Literal["flags"] | TableSource | WikidataSource
+class _Held(_Saved):
+    """A published data set: its files in a folder, or on the hub."""
+
+    files: OwnPath | None = None
+    """Folder of the data set's own files; or `hub`."""
+    hub: HubDataset | None = None
+    """The hub's copy of them; or `files`."""
+    max_entities: int = Field(default=500, ge=4, le=MAX_PICTURES)
+    """Entities that are taken at most, in the order of the files."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.files is None) == (self.hub is None):
+            raise ValueError("needs either files, a folder, or hub, an id and a revision")
+        return self
+
+
+class PopvqaSource(_Held):
+    """PopVQA's entities.csv and questions.csv (Cohen et al. 2024, arXiv 2412.14133; docs/sources.md)."""
+
+    kind: Literal["popvqa"]
+    """PopVQA."""
+    types: list[Literal["paintings", "brands", "landmarks", "celebs"]] = Field(
+        default=["paintings", "brands", "landmarks"], min_length=1
+    )
+    """Types of entities, as its column `type` has them; people only where they are named here."""
+    contact: str = ""
+    """As of kind wikidata; asked where a picture is not in `files`, and is looked up on Wikidata and Commons."""
+    picture_width: PictureWidth = 500
+    """As of kind wikidata."""
+
+
+class WitSource(_Held):
+    """Pictures of Wikipedia articles from WIT's parquet files, wit_base (arXiv 2103.01913), with your own facts."""
+
+    kind: Literal["wit"]
+    """WIT as Wikimedia published it."""
+    parts: list[str] = Field(min_length=1)
+    """Which files are read: patterns such as `*-0000?-of-00330.parquet`; of 330, each holds about 20,000 pictures."""
+    facts: OwnPath
+    """Your table of answers (`entity`, `relation`, `answer`, ...), `entity` being the title of an article."""
+    language: str = Field(default="en", pattern="^[a-z]{2,3}(-[a-z]+)?$")
+    """Language of the Wikipedia whose titles the facts name."""
+    entity_kind: str = Field(default="thing", pattern="^[a-z_]+$")
+    """What the entities are, e.g. landmark."""
+
+
+class WikidataSource(_Saved):
+    """Wikidata's entities and facts, Commons' pictures, as `twohop fetch_entities` saves them (docs/sources.md)."""
+
+    kind: Literal["wikidata"]
+    """Wikidata and Wikimedia Commons."""
+    item_class: Literal["landmark", "painting", "logo", "animal", "person"]
+    """What is looked for; relations: landmark_country, landmark_city, architect; painter, museum, painting_year;
+    company_country, industry, founder; parent_taxon, conservation_status; citizenship, occupation, birthplace."""
+    contact: str = ""
+    """E-mail address or page of whom the services may write to: they ask for one in every request."""
+    min_sitelinks: int = Field(default=40, ge=1)
+    """Least number of Wikipedia editions and sister projects that have a page of the entity: its popularity."""
+    max_entities: int = Field(default=500, ge=4, le=MAX_PICTURES)
+    """Entities that are fetched at most, those with the lowest item numbers."""
+    language: str = Field(default="en", pattern="^[a-z]{2,3}(-[a-z]+)?$")
+    """Language of names and answers."""
+    picture_width: PictureWidth = 500
+    """Width of the thumbnails in pixels, one of those that the servers keep."""
+
+
+FetchedSource = WikidataSource | PopvqaSource | WitSource
+Sources = Literal["flags"] | TableSource | FetchedSource
 
 
 def _kind(value: Any) -> str | None:
     if isinstance(value, dict):
         return str(value["kind"]) if "kind" in value else None  # pyright: ignore[reportUnknownArgumentType]
-    return value.kind if isinstance(value, TableSource | WikidataSource) else str(value)
+    return value.kind if isinstance(value, TableSource | FetchedSource) else str(value)
 
 
 EntitySource = Annotated[
     Annotated[Literal["flags"], Tag("flags")]
     | Annotated[TableSource, Tag("table")]
-    | Annotated[WikidataSource, Tag("wikidata")],
+    | Annotated[WikidataSource, Tag("wikidata")]
+    | Annotated[PopvqaSource, Tag("popvqa")]
+    | Annotated[WitSource, Tag("wit")],
     Discriminator(_kind),
 ]
 """`flags`, the embedded source, or a section whose `kind` says which one it is."""

@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -55,6 +56,10 @@ SPARE_BYTES = 2**30
 """Disk space that a download leaves free."""
 _COMMIT = re.compile("^[0-9a-f]{40}$")
 _NAME = re.compile(r"^[A-Za-z0-9_][\w.+-]*$")
+_DATA = re.compile(r"^([A-Za-z0-9_][\w.+-]*/){0,4}[A-Za-z0-9_][\w.+-]*\.(csv|parquet|jsonl)$")
+"""Files of a data set that are fetched."""
+_DATASETS = "datasets/"
+"""Before a data set's name in the hub's addresses; models have nothing there."""
 _CHUNK = 2**20
 log = logging.getLogger(__name__)
 
@@ -82,14 +87,18 @@ class HubModel:
     base_models: tuple[str, ...]
     """What its card says it was made from."""
     files: tuple[HubFile, ...]
+    patterns: tuple[str, ...] = ()
+    """Of a data set: the files that are asked for."""
 
     @property
     def wanted(self) -> tuple[HubFile, ...]:
         """The files that a download fetches.
 
         Raises:
-            ModelError: there are no weights in safetensors.
+            ModelError: there are no weights in safetensors, or nothing fits a pattern.
         """
+        if self.patterns:
+            return tuple(self._matching())
         kept = [f for f in self.files if f.name.endswith(KEPT_SUFFIXES) and _NAME.match(f.name)]
         weights = {f.name for f in kept if f.name.endswith(".safetensors")}
         if not weights:
@@ -102,6 +111,19 @@ class HubModel:
             )
         plain = {name for name in weights if name.startswith("model")} or weights  # not a second copy of other layout
         return tuple(f for f in kept if f.name in plain or f.name not in weights)
+
+    def _matching(self) -> Iterator[HubFile]:
+        """A data set's tables, in the order of their names."""
+        data = sorted((f for f in self.files if _DATA.match(f.name)), key=lambda f: f.name)
+        for pattern in self.patterns:
+            if not any(fnmatch(f.name, pattern) for f in data):
+                few = ", ".join(f.name for f in data[:5]) or "no table"
+                raise ModelError(
+                    f"{self.id} holds no file {pattern}; it has {few}",
+                    page(self.id, self.commit),
+                    "correct the pattern, or give the commit that has it",
+                )
+        yield from (f for f in data if any(fnmatch(f.name, pattern) for pattern in self.patterns))
 
 
 def endpoint() -> str:
@@ -139,7 +161,8 @@ def resolve(model: str, revision: str = "main") -> HubModel:
 
 
 def _listing(model: str, revision: str) -> dict[str, Any]:
-    url = f"{endpoint()}/api/models/{model}/revision/{quote(revision, safe='')}?blobs=true"
+    kind = model if model.startswith(_DATASETS) else f"models/{model}"
+    url = f"{endpoint()}/api/{kind}/revision/{quote(revision, safe='')}?blobs=true"
     with _told(model, revision), _stream(url) as response:
         data = b"".join(_in_time(response.iter_bytes(), model, "the list of files"))
     try:
@@ -199,6 +222,21 @@ def _read_range(model: HubModel, file: HubFile, start: int, length: int) -> byte
     return bytes(out[skip : skip + length])
 
 
+def download_data(dataset: str, revision: str, patterns: Sequence[str], into: Path) -> None:
+    """Fetch a data set's tables at a commit, as `download` does a model's files.
+
+    Args:
+        dataset: owner and name.
+        revision: commit.
+        patterns: names of the files, with `*`, which stands for `/` too; CSV, Parquet and JSON Lines only.
+        into: the folder.
+
+    Raises:
+        ModelError: as `download`; or no file fits a pattern.
+    """
+    _download_once(_DATASETS + dataset, revision, into, tuple(patterns))
+
+
 def download(model: str, revision: str, into: Path) -> None:
     """Fetch a model at a commit to the folder `into`, with its files' sha256 beside it (`<into>.files.json`).
 
@@ -209,6 +247,10 @@ def download(model: str, revision: str, into: Path) -> None:
         ModelError: no commit, offline, not allowed in, no safetensors, no space, a file that is not what the commit
             says, or a hub that stalls.
     """
+    _download_once(model, revision, into, ())
+
+
+def _download_once(model: str, revision: str, into: Path, patterns: tuple[str, ...]) -> None:
     if not _COMMIT.match(revision):
         raise ModelError(
             f"revision {revision!r} of {model} is no commit",
@@ -219,7 +261,7 @@ def download(model: str, revision: str, into: Path) -> None:
     try:
         with FileLock(into.with_name(f"{into.name}.lock"), timeout=WAIT_S):
             if not (into.is_dir() and records_file(into).is_file()):
-                _download(resolve(model, revision), into)
+                _download(replace(resolve(model, revision), patterns=patterns), into)
     except Timeout:
         raise ModelError(
             f"another process has been downloading {model} for {WAIT_S / 3600:.0f} h", str(into), "stop it, try again"
@@ -238,10 +280,12 @@ def _download(model: HubModel, into: Path) -> None:
     records: dict[str, dict[str, Any]] = {}
     progress = _Progress(model)
     for file in model.wanted:
+        (part / file.name).parent.mkdir(parents=True, exist_ok=True)
         _fetch(model, file, part / file.name, progress)
         records[file.name] = {"sha256": _digest(part / file.name, "sha256"), "bytes": file.bytes}
-    for stale in {p.name for p in part.iterdir()} - set(records):
-        (part / stale).unlink()
+    for path in [p for p in part.rglob("*") if p.is_file()]:
+        if path.relative_to(part).as_posix() not in records:
+            path.unlink()
     written = records_file(into).with_suffix(".tmp")
     written.write_text(json.dumps(records, indent=1, sort_keys=True), encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
@@ -251,7 +295,7 @@ def _download(model: HubModel, into: Path) -> None:
 
 
 def _check_space(model: HubModel, part: Path) -> None:
-    have = sum(p.stat().st_size for p in part.iterdir())
+    have = sum(p.stat().st_size for p in part.rglob("*") if p.is_file())
     need = sum(f.bytes for f in model.wanted) - have + SPARE_BYTES
     free = shutil.disk_usage(part).free
     if need > free:
@@ -356,7 +400,9 @@ class _BrokenError(ModelError):
 
 @contextlib.contextmanager
 def _get(model: HubModel, file: HubFile, span: str | None) -> Generator[Any]:
-    url = hf_hub_url(model.id, file.name, revision=model.commit, endpoint=endpoint())
+    kind = "dataset" if model.id.startswith(_DATASETS) else None
+    name = model.id.removeprefix(_DATASETS)
+    url = hf_hub_url(name, file.name, repo_type=kind, revision=model.commit, endpoint=endpoint())
     with _stream(url, span) as response:
         yield response
 

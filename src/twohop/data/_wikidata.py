@@ -176,6 +176,28 @@ def snapshot(folder: Path, question: Question, web: Web, endpoint: str = ENDPOIN
         return found
 
 
+def picture_titles(
+    pages: Path, ids: Sequence[str], prop: str, web: Web, endpoint: str = ENDPOINT
+) -> dict[str, tuple[str, ...]]:
+    """Titles on Commons of items' pictures, by item; every answer is a file in `pages`.
+
+    Args:
+        pages: folder of the answers.
+        ids: items, e.g. Q243.
+        prop: property of the picture: P18, or P154 for a logo.
+        web: the client.
+        endpoint: address of the query service.
+
+    Raises:
+        Refused: the service does not answer.
+    """
+    service, found = _Service(pages, web, endpoint), dict[str, set[str]]()
+    for start in range(0, len(ids), BATCH):
+        for row in service.ask(values_query(ids[start : start + BATCH], prop)):
+            found.setdefault(row["item"], set()).add(plain_title(row["value"]))
+    return {item: tuple(sorted(titles)) for item, titles in found.items()}
+
+
 @dataclass(frozen=True)
 class _Stored:
     """The file."""

@@ -12,6 +12,8 @@ from twohop.errors import DataError
 
 SEPARATOR = "|"
 """Between the first name or answer of a cell and its aliases."""
+FACT_COLUMNS = ("entity", "relation", "answer")
+_FACT_KNOWN = (*FACT_COLUMNS, "aliases", "licence", "source", "url")
 _SIMILAR = 0.8
 """From this ratio of difflib on, an unknown column is taken for a misspelt one."""
 
@@ -79,3 +81,11 @@ def column_faults(table: Rows, needed: Sequence[str], known: Collection[str]) ->
         near = difflib.get_close_matches(name, [c for c in known if c not in table.columns], n=1, cutoff=_SIMILAR)
         if near and near[0] not in absent:
             yield f"unknown column {name!r}; did you mean {near[0]!r}?"
+
+
+def fact_faults(table: Rows) -> Iterator[str]:
+    """Of a table with a row per answer: its columns, and rows that lack a cell that is needed."""
+    columns = list(column_faults(table, FACT_COLUMNS, _FACT_KNOWN))
+    yield from columns
+    for number, cells in table.numbered() if not columns else ():
+        yield from (f"row {number}: empty {name}" for name in FACT_COLUMNS if not cells[name])

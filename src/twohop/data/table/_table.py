@@ -17,7 +17,7 @@ from twohop.data._names import fold, gives_away, spellings
 from twohop.data._pictures import decode_picture
 from twohop.data._source import EntityRecord, FactRecord, PictureRecord
 from twohop.data._tables import report_faults
-from twohop.data.table._cells import Rows, column_faults, read_rows, split_cell
+from twohop.data.table._cells import Rows, column_faults, fact_faults, read_rows, split_cell
 from twohop.errors import DataError
 
 PICTURE, MAIN = "picture", "main"
@@ -27,8 +27,6 @@ OWN = "user's own"
 LISTED = 1000
 """Faults of a user's own table that one message lists."""
 _KNOWN = ("entity_id", "name", "aliases", "kind", "licence", "author", "source_page", "left_out", PICTURE)
-_FACT_COLUMNS = ("entity", "relation", "answer")
-_FACT_KNOWN = (*_FACT_COLUMNS, "aliases", "licence", "source", "url")
 
 
 @dataclass(frozen=True)
@@ -175,18 +173,17 @@ class TableEntities:
         return {key: [(answers, {})] for key, answers in cells.items() if answers}
 
     def _long(self, long: Rows) -> dict[tuple[str, str], list[tuple[tuple[str, ...], Mapping[str, str]]]]:
-        faults = list(column_faults(long, _FACT_COLUMNS, _FACT_KNOWN))
-        report_faults(faults, long.where, LISTED)
+        faults = list(fact_faults(long))
+        if any(not fault.startswith("row ") for fault in faults):
+            report_faults(faults, long.where, LISTED)
         owners = {row.record.entity_id.removeprefix("table:"): row.record.entity_id for row in self._rows}
         owners |= {row.record.name: row.record.entity_id for row in self._rows}
         out: dict[tuple[str, str], list[tuple[tuple[str, ...], Mapping[str, str]]]] = {}
         for number, cells in long.numbered():
             answers = split_cell(f"{cells['answer']}|{cells.get('aliases', '')}")
-            if cells["entity"] not in owners:
+            if cells["entity"] and cells["entity"] not in owners:
                 faults.append(f"row {number}: {cells['entity']!r} is no name and no entity_id of {self._where}")
-            elif not fold(cells["answer"]):
-                faults.append(f"row {number}: empty answer")
-            else:
+            elif cells["entity"] and fold(cells["answer"]):
                 out.setdefault((owners[cells["entity"]], cells["relation"]), []).append((answers, cells))
         absent = [r for r in self._relations if r not in {relation for _, relation in out}]
         faults += [f"no row of relation {r!r}, which curate_entities.relations asks" for r in absent]

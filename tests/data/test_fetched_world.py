@@ -16,7 +16,8 @@ from wiki_server import image, mediawiki, sparql
 
 from twohop.config import WikidataSource, source_pictures, source_table, source_tables
 from twohop.data import TableEntities, pass_filters
-from twohop.data._saved import NOT_FETCHED, NOT_FREE, NOT_THERE, Services, fetch_entities
+from twohop.data.fetched import Services, fetch_entities
+from twohop.data.fetched._saved import NOT_FETCHED, NOT_FREE, NOT_THERE
 from twohop.errors import ConfigError, DataError
 from twohop.steps.curate_entities import find_filters
 
@@ -141,7 +142,7 @@ def test_picture_that_is_gone_from_the_snapshot_is_gone_from_the_folder(server, 
 CHILD = """
 import sys
 from twohop.config import WikidataSource
-from twohop.data._saved import Services, fetch_entities
+from twohop.data.fetched import Services, fetch_entities
 from twohop.data._web import Rules, Web
 place, folder = sys.argv[1:]
 source = WikidataSource(kind="wikidata", folder="own/art", item_class="painting", contact="me@example.org",
@@ -164,6 +165,7 @@ def test_f12_killed_fetch_goes_on_and_no_picture_is_asked_twice(server, world, t
     deadline = time.monotonic() + 60
     while server.asked["/thumb/Painting_5.jpg"] == 0 and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert server.asked["/thumb/Painting_5.jpg"] == 1
     time.sleep(0.5)  # the pictures before it are whole by now
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
