@@ -36,7 +36,7 @@ def _check_params(args: Arguments) -> None:
 
 
 def _add_fetch_entities(add: Adder) -> None:
-    text = "Fetch what curate_entities.source names (wikidata, popvqa, wit) into its folder; what is there is kept."
+    text = "Fetch what curate_entities.source (wikidata, popvqa, wit, links) names; what is there is kept."
     sub = command(add, "fetch_entities", text, _fetch_entities)
     sub.add_argument("--again", action="store_true", help="ask the services again, for a snapshot of today")
 
@@ -47,7 +47,7 @@ def _fetch_entities(args: Arguments) -> None:
 
     source = load_params().curate_entities.source
     if isinstance(source, str | TableSource):
-        where, todo = "params.yaml, curate_entities.source", "use it for one of kind wikidata, popvqa or wit"
+        where, todo = "params.yaml, curate_entities.source", "use it for one of kind wikidata, popvqa, wit or links"
         raise TwohopError("this source fetches nothing", where, todo)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     counts = fetch_entities(source, again=args.again)

@@ -34,8 +34,10 @@ from twohop.config._resources import BEFORE_CARD, WIDTHS, ModelSize, Needs, need
 from twohop.config._shipped import CATALOG, ShippedModel, shipped_models
 from twohop.config._short import ShortEntry
 from twohop.config._sources import (
+    MADE_OF,
     FetchedSource,
     HubDataset,
+    LinksSource,
     PopvqaSource,
     TableSource,
     WikidataSource,
@@ -48,6 +50,7 @@ from twohop.config._sources import (
 __all__ = [
     "BEFORE_CARD",
     "CATALOG",
+    "MADE_OF",
     "WIDTHS",
     "AssembledVlm",
     "BuildQuestions",
@@ -60,6 +63,7 @@ __all__ = [
     "FetchedSource",
     "HubDataset",
     "HubRepository",
+    "LinksSource",
     "Loading",
     "LocalFolder",
     "MeasureResolution",

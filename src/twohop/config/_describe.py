@@ -94,9 +94,10 @@ def _type_words(hint: Hint) -> str:
 
 def _union(args: tuple[Hint, ...]) -> str:
     plain = [_plain(a)[0] for a in args]
-    kinds = [get_args(a.model_fields["kind"].annotation)[0] for a in plain if _is_section(a)]
-    if kinds:
-        others = [_words(a, ()) for a in plain if not _is_section(a)]
+    tagged = [a for a in plain if _is_section(a) and "kind" in a.model_fields]
+    if tagged:
+        kinds = [get_args(a.model_fields["kind"].annotation)[0] for a in tagged]
+        others = [_words(a, ()) for a in plain if a not in tagged]
         return " or ".join([*others, f"section with `kind`, one of {', '.join(kinds)}"])
     words = [_words(a, ()) for a in args if a is not types.NoneType]
     return " or ".join([*words, "null"] if types.NoneType in args else words)

@@ -18,7 +18,7 @@ from twohop.config._params import Params
 from twohop.config._shipped import PAGE as MODELS_PAGE
 from twohop.config._shipped import write_catalogue
 from twohop.config._short import ShortEntry
-from twohop.config._sources import PopvqaSource, TableSource, WikidataSource, WitSource
+from twohop.config._sources import LinksSource, PopvqaSource, TableSource, WikidataSource, WitSource
 
 PAGE = Path("docs/params.md")
 COMMAND = "python -m twohop.config._docs"
@@ -42,7 +42,7 @@ def render_docs(params: Path = Path("params.yaml")) -> str:
             section = cast("type[BaseModel]", field.annotation)
             parts += [f"## {name}\n\n{_first_line(section)}\n", _table(section, values[name])]
         if name == "curate_entities":
-            for kind in (TableSource, WikidataSource, PopvqaSource, WitSource):
+            for kind in (TableSource, WikidataSource, PopvqaSource, WitSource, LinksSource):
                 parts += [f"### source of kind {_kind(kind)}\n\n{_first_line(kind)}\n", _table(kind, None)]
     return "\n".join(parts)
 

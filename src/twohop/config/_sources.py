@@ -1,5 +1,7 @@
 """Sources of entities that `curate_entities.source` can name, and the files that each reads, for both engines."""
 
+import hashlib
+import json
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -70,6 +72,16 @@ class _Saved(_Pictured):
     folder: OwnPath
     """Folder of the tables and pictures that `twohop fetch_entities` makes."""
 
+    def made_of(self) -> dict[str, Any]:
+        """What the saved tables depend on: the keys of this section, and the sha256 of files of yours; as JSON."""
+        rest = {"min_side_px", "near_duplicate_bits", "contact", "licences", "named_files"}
+        keys: dict[str, Any] = self.model_dump(mode="json", exclude=rest)
+        return {"source": keys, "files": {path: _sha256(path) for path in self._own_files()}}
+
+    def _own_files(self) -> list[str]:
+        """Tables of the user's that are read when it is saved."""
+        return []
+
     def as_table(self) -> TableSource:
         """The saved tables and pictures."""
         return TableSource(
@@ -128,6 +140,32 @@ class WitSource(_Held):
     entity_kind: str = Field(default="thing", pattern="^[a-z_]+$")
     """What the entities are, e.g. landmark."""
 
+    def _own_files(self) -> list[str]:
+        return [self.facts]
+
+
+class LinksSource(_Saved):
+    """Your own table with https addresses in its picture columns, which are fetched (docs/sources.md)."""
+
+    kind: Literal["links"]
+    """The user's own table, pictures by address."""
+    table: OwnPath
+    """As `entities` of kind table; a picture cell is an https address, or a path as there."""
+    facts: OwnPath | None = None
+    """As of kind table."""
+    contact: str
+    """As of kind wikidata."""
+    licences: list[str] = Field(default_factory=list[str])
+    """As of kind table."""
+
+    def as_table(self) -> TableSource:
+        """The saved table and pictures."""
+        found = super().as_table()
+        return found.model_copy(update={"facts": self.facts, "licences": self.licences})
+
+    def _own_files(self) -> list[str]:
+        return [self.table]
+
 
 class WikidataSource(_Saved):
     """Wikidata's entities and facts, Commons' pictures, as `twohop fetch_entities` saves them (docs/sources.md)."""
@@ -149,7 +187,9 @@ class WikidataSource(_Saved):
     """Width of the thumbnails in pixels, one of those that the servers keep."""
 
 
-FetchedSource = WikidataSource | PopvqaSource | WitSource
+FetchedSource = WikidataSource | PopvqaSource | WitSource | LinksSource
+MADE_OF = "made_of.json"
+"""In a saved source's folder: what it was made of; written last."""
 Sources = Literal["flags"] | TableSource | FetchedSource
 
 
@@ -164,7 +204,8 @@ EntitySource = Annotated[
     | Annotated[TableSource, Tag("table")]
     | Annotated[WikidataSource, Tag("wikidata")]
     | Annotated[PopvqaSource, Tag("popvqa")]
-    | Annotated[WitSource, Tag("wit")],
+    | Annotated[WitSource, Tag("wit")]
+    | Annotated[LinksSource, Tag("links")],
     Discriminator(_kind),
 ]
 """`flags`, the embedded source, or a section whose `kind` says which one it is."""
@@ -181,11 +222,37 @@ def source_table(source: Sources) -> TableSource | None:
     if isinstance(source, TableSource):
         return source
     found = source.as_table()
-    absent = [path for path in _files(found) if not Path(path).exists()]
-    if absent:
-        where = "params.yaml, curate_entities.source"
-        raise ConfigError(f"nothing fetched yet: no {absent[0]}", where, "run `twohop fetch_entities`")
+    reason = _why_stale(source, found)
+    if reason:
+        raise ConfigError(reason, "params.yaml, curate_entities.source", "run `twohop fetch_entities`")
     return found
+
+
+def _why_stale(source: FetchedSource, table: TableSource) -> str:
+    """Why the saved tables are not those that the section asks for; empty when they are."""
+    made_of = f"{source.folder}/{MADE_OF}"
+    absent = [path for path in (*_files(table), made_of) if not Path(path).exists()]
+    if absent:
+        return f"nothing fetched yet: no {absent[0]}"
+    try:
+        then: dict[str, Any] = json.loads(Path(made_of).read_text(encoding="utf-8"))
+        keys, files = dict(then["source"]), dict(then["files"])
+    except (ValueError, KeyError, TypeError):
+        return f"{made_of} cannot be read"
+    now = source.made_of()
+    other = [f"{k}: {keys.get(k)!r}, now {v!r}" for k, v in now["source"].items() if keys.get(k) != v]
+    if other:
+        return f"fetched for other settings ({'; '.join(other)})"
+    changed = [path for path, digest in now["files"].items() if files.get(path) != digest]
+    return f"{changed[0]} changed since the fetch" if changed else ""
+
+
+def _sha256(path: str) -> str:
+    """Of a file; empty where there is none."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _files(table: TableSource) -> list[str]:

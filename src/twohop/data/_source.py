@@ -17,6 +17,8 @@ class EntityRecord:
     kind: str
     look_alikes: tuple[str, ...] = ()
     """Ids of the entities whose picture cannot be told from this one's."""
+    popularity: float | None = None
+    """As the source measures it; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PictureRecord:
 
 
 class Source(Protocol):
-    """Where entities, facts and pictures come from; the embedded one and, later, network ones."""
+    """Where entities, facts and pictures come from; the embedded one and, later, others."""
 
     def entities(self) -> Iterable[EntityRecord]:
         """Every entity that the source knows, in a fixed order."""

@@ -40,6 +40,7 @@ _SECTIONS = {
     "tables": "Tables",
     "models": "Model cards",
     "questions": "Questions and answers",
+    "gallery": "Pictures and credits",
     "limits": "Limits",
     "provenance": "Provenance",
 }
@@ -73,6 +74,7 @@ def render(
     thumbnails: Mapping[str, Thumbnail],
     runs: Sequence[Record],
     funnel: pl.DataFrame,
+    gallery: pl.DataFrame,
     title: str,
     max_answers: int,
 ) -> str:
@@ -85,6 +87,7 @@ def render(
         thumbnails: picture id to its thumbnail; pictures without one are left out.
         runs: lineage records.
         funnel: how many entities each filter left out (`schemas.FUNNEL`).
+        gallery: picture_id, name, licence, author and source_page of the pictures that are shown.
         title: heading.
         max_answers: how many graded answers are listed.
     """
@@ -107,6 +110,7 @@ def render(
         n_answers=len(listed),
         answered=list(study.answers),
         thumbnails=thumbnails,
+        gallery=gallery.to_dicts(),
         limits=limits(summary),
         runs=sorted(runs, key=lambda r: (r["started"], r["step"], r["model"] or "")),
         run_ids={r["run_id"] for r in runs},

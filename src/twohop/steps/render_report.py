@@ -57,6 +57,7 @@ def run(job: Job) -> Summary:
         _thumbnails(job, study),
         [read_run(path) for path in job.inputs["lineages"]],
         read_table(job.input("funnel"), schemas.FUNNEL),
+        _shown(job, study).join(study.entities.select("entity_id", "name"), on="entity_id").sort("name", "picture_id"),
         settings.title,
         settings.max_answers,
     )
@@ -65,10 +66,15 @@ def run(job: Job) -> Summary:
     return {"bytes": len(data), "runs": len(job.inputs["lineages"]), "figures": len(CAPTIONS)}
 
 
-def _thumbnails(job: Job, study: Study) -> dict[str, Thumbnail]:
-    """Thumbnails of the pictures that questions show."""
+def _shown(job: Job, study: Study) -> pl.DataFrame:
+    """The manifest's rows of the pictures that questions show."""
     asked = pl.concat([q.select("picture_id") for q in study.questions.values()]).unique()
     manifest = read_table(job.input("manifest"), schemas.MANIFEST).filter(pl.col("status") == "ok")
-    shown = manifest.join(asked, on="picture_id", how="semi").sort("picture_id").select("picture_id", "file")
+    return manifest.join(asked, on="picture_id", how="semi").sort("picture_id")
+
+
+def _thumbnails(job: Job, study: Study) -> dict[str, Thumbnail]:
+    """Thumbnails of the pictures that questions show."""
+    shown = _shown(job, study).select("picture_id", "file")
     with open_pictures(job.input("pictures")) as picture:
         return {name: thumbnail(i, picture(file)) for i, (name, file) in enumerate(shown.iter_rows())}

@@ -11,6 +11,7 @@ ENTITIES = {
     "aliases": Texts,
     "kind": Text,  # "country"
     "look_alikes": Texts,  # entity_ids whose picture is nearly identical (empty when the picture is unique)
+    "popularity": Real,  # as the source measures it, e.g. sitelinks of Wikidata; null: not known
     "evaluated": Flag,  # drawn into the study
 }
 FACTS = {

@@ -66,6 +66,16 @@ def test_records_of_a_good_table(own):
     assert dropped(source) == {}
 
 
+def test_popularity_is_a_number_or_not_known(own):
+    path = own / "own/table.csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head},popularity", *(f"{row},{'' if i else 42}" for i, row in enumerate(rows))]))
+    assert [e.popularity for e in opened().entities()] == [42.0, None, None, None, None]
+    edit(own, ",42", ",many")
+    with pytest.raises(DataError, match="row 1: popularity 'many' is no number"):
+        opened()
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_all_three_formats_say_the_same(own, ending):
     rows = pl.read_csv(own / "own/table.csv").to_dicts()

@@ -3,7 +3,8 @@
 pictures/<entity>.<ending>   the pictures that are used
 attribution.csv              author, licence and page of every one
 facts.parquet                a row per answer; several answers to one question make it ambiguous
-entities.parquet             a row per entity, written last; one without a usable picture says why in `left_out`
+entities.parquet             a row per entity; one without a usable picture says why in `left_out`
+made_of.json                 what was asked for, written last
 """
 
 import io
@@ -79,23 +80,23 @@ def keep_picture(folder: Path, entity: str, data: bytes) -> str:
     return f"pictures/{path.name}"
 
 
-def unfinish(folder: Path) -> None:
-    """Take away the table that says that all is there."""
-    (folder / "entities.parquet").unlink(missing_ok=True)
+def keep_only(folder: Path, files: Iterable[str]) -> None:
+    """Remove every other picture: of an earlier fetch, or half a file of a killed process."""
+    named = {Path(f).name for f in files}
+    (folder / "pictures").mkdir(exist_ok=True)
+    for path in (folder / "pictures").iterdir():
+        if path.name not in named:
+            path.unlink()
 
 
 def save(folder: Path, entities: Sequence[SavedEntity], facts: Iterable[SavedFact]) -> dict[str, int]:
     """Write the tables, and remove pictures that no row names; counts by outcome."""
-    named = {Path(e.picture).name for e in entities if e.picture}
-    for path in (folder / "pictures").glob("*"):  # of an earlier fetch, or half a file of a killed process
-        if path.name not in named:
-            path.unlink()
-    (folder / "pictures").mkdir(exist_ok=True)
+    keep_only(folder, (e.picture for e in entities if e.picture))
     rows = [_fact(f) for f in facts]
     shown = [_credit(e, e.credit) for e in entities if e.credit is not None]
     write_whole(folder / "attribution.csv", pl.DataFrame(shown, schema=_CREDITS).write_csv().encode())
-    write_whole(folder / "facts.parquet", _parquet(rows, _FACTS))
-    write_whole(folder / "entities.parquet", _parquet([_entity(e) for e in entities], _ENTITIES))
+    write_table(folder / "facts.parquet", pl.DataFrame(rows, schema=_FACTS))
+    write_table(folder / "entities.parquet", pl.DataFrame([_entity(e) for e in entities], schema=_ENTITIES))
     counts = {"entities": len(entities), "with_picture": len(shown), "facts": len(rows)}
     return counts | {r: n for r in REASONS if (n := sum(e.left_out == r for e in entities))}
 
@@ -108,10 +109,11 @@ def save_templates(folder: Path, templates: Mapping[str, str]) -> None:
     write_whole(folder / "templates.yaml", ("\n".join(lines) + "\n").encode())
 
 
-def _parquet(rows: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> bytes:
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Write a Parquet file as a whole."""
     out = io.BytesIO()
-    pl.DataFrame(rows, schema=schema).write_parquet(out)
-    return out.getvalue()
+    table.write_parquet(out)
+    write_whole(path, out.getvalue())
 
 
 _TEXT, _TEXTS = pl.String(), pl.List(pl.String)

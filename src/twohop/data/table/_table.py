@@ -6,9 +6,10 @@
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from twohop.config import TableSource
@@ -26,7 +27,7 @@ OWN = "user's own"
 """Licence, author and source where the table says nothing."""
 LISTED = 1000
 """Faults of a user's own table that one message lists."""
-_KNOWN = ("entity_id", "name", "aliases", "kind", "licence", "author", "source_page", "left_out", PICTURE)
+_KNOWN = ("entity_id", "name", "aliases", "kind", "licence", "author", "source_page", "left_out", "popularity", PICTURE)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class TableEntities:
         """Every row of the table, with its look-alikes by picture."""
         for row in self._rows:
             e = row.record
-            yield EntityRecord(e.entity_id, e.name, e.aliases, e.kind, self._alike.get(e.entity_id, ()))
+            yield replace(e, look_alikes=self._alike.get(e.entity_id, ()))
 
     def facts(self, relations: Sequence[str]) -> Iterator[FactRecord]:
         """One record per answered question; an ambiguous one has none."""
@@ -139,7 +140,10 @@ class TableEntities:
             if first.setdefault(given, number) != number:
                 faults.append(f"row {number}: duplicate id {given!r}, first in row {first[given]}")
             files = {s: self._file(cells[c]) for c, s in styles.items() if cells[c]}
-            record = EntityRecord(f"table:{given}", cells["name"], spellings(names), cells.get("kind") or "thing")
+            popularity = _number(cells.get("popularity", ""))
+            record = EntityRecord(
+                f"table:{given}", cells["name"], spellings(names), cells.get("kind") or "thing", popularity=popularity
+            )
             yield _Row(record, cells, {s: f for s, f in files.items() if f is not None})
 
     def _row_faults(self, cells: Mapping[str, str], given: str, styles: Mapping[str, str]) -> Iterator[str]:
@@ -147,6 +151,8 @@ class TableEntities:
             yield "empty name"
         elif not re.fullmatch(r"[\w.-]+", given):
             yield f"unusable entity_id {given!r}; allowed: letters, digits and any of ._-"
+        if cells.get("popularity") and _number(cells["popularity"]) is None:
+            yield f"popularity {cells['popularity']!r} is no number"
         for column in styles:
             if cells[column] and self._file(cells[column]) is None:
                 yield f"{column} {cells[column]!r}: {self._why_not(cells[column])}"
@@ -209,6 +215,14 @@ def _styles(columns: Sequence[str]) -> dict[str, str]:
     """Picture columns and their styles."""
     named = {c: c.removeprefix(f"{PICTURE}.") for c in columns if c.startswith(f"{PICTURE}.")}
     return {**({PICTURE: MAIN} if PICTURE in columns else {}), **named}
+
+
+def _number(cell: str) -> float | None:
+    try:
+        found = float(cell)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _identifier(name: str) -> str:
