@@ -32,10 +32,10 @@ P_SEEN = {"late": 0.9, "early": 0.7, "blind": 0.1}
 
 
 def write_study(
-    root: Path, n_entities: int = 12, seed: int = 0, nothing_lost: bool = False
+    root: Path, n_entities: int = 12, seed: int = 0, nothing_lost: bool = False, one_picture: bool = False
 ) -> dict[str, tuple[Path, ...]]:
     """Write results/<step>/<model>/<file> below `root`; gives input name -> files."""
-    made = _Maker(root, n_entities, random.Random(seed), nothing_lost)
+    made = _Maker(root, n_entities, random.Random(seed), nothing_lost, one_picture)
     made.entities()
     for model in MODELS:
         made.card(model)
@@ -52,8 +52,8 @@ def write_study(
 
 
 class _Maker:
-    def __init__(self, root: Path, n: int, rng: random.Random, nothing_lost: bool) -> None:
-        self.root, self.rng, self.nothing_lost = root, rng, nothing_lost
+    def __init__(self, root: Path, n: int, rng: random.Random, nothing_lost: bool, one_picture: bool) -> None:
+        self.root, self.rng, self.nothing_lost, self.one_picture = root, rng, nothing_lost, one_picture
         self.files: dict[str, list[Path]] = {}
         self.ids = [f"flags:{chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(n)]
         self.asked = [(e, r) for e in self.ids for r in RELATIONS]
@@ -194,7 +194,7 @@ class _Maker:
     def curves(self, model: str) -> None:
         start = {"late": 0.3, "early": 0.6, "blind": 0.05}[model]
         rows = []
-        for style in STYLES:
+        for style in () if self.one_picture else STYLES:
             for feature in ("image", "image_last", "last"):
                 for layer in range(0, N_LAYERS + 1, 2):
                     a = min(1.0, (0 if feature == "last" else start) + 0.1 * layer)

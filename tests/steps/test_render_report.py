@@ -227,3 +227,14 @@ def test_gallery_shows_every_picture_with_its_credit(page):
     assert gallery.count('<a href="https://credits.example/1" rel="noreferrer">') == 1
     assert "javascript:alert(1)" in gallery  # as text
     assert 'href="javascript' not in gallery
+
+
+def test_study_with_one_picture_of_each_entity_has_a_page_without_probes(tmp_path):
+    inputs = write_study(tmp_path, n_entities=6, one_picture=True)
+    figures = figure_job(tmp_path, inputs)
+    plot_figures.run(figures)
+    made = report_job(tmp_path, inputs, figures)
+    render_report.run(made)
+    text = made.outputs["report"].read_text(encoding="utf-8")
+    assert "No probe was trained: that needs a second picture of each entity" in text
+    assert Tags(text).faults == []

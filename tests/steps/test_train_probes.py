@@ -1,6 +1,7 @@
 """Probes over a small activation file whose content is known."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +50,31 @@ ATTRS = {
 SHOWN = ("picture_id", "entity_id", "art_source", "style")
 
 
-def _manifest() -> pl.DataFrame:
+def _manifest(styles: Mapping[str, str] = STYLES) -> pl.DataFrame:
     blank = {name: "" for name, kind in schemas.MANIFEST.items() if kind == pl.String}
     counts = {name: 0 for name, kind in schemas.MANIFEST.items() if kind == pl.Int64}
     rows = [
         {**blank, **counts, "picture_id": f"e{e:02}/{s}", "entity_id": f"e{e:02}", "art_source": a, "style": s}
         for e in range(N)
-        for s, a in STYLES.items()
+        for s, a in styles.items()
     ]
     return pl.DataFrame(rows, schema=schemas.MANIFEST)
 
 
-def _rows() -> list[str]:
-    plain = _manifest()["picture_id"].to_list()
+def _rows(styles: Mapping[str, str] = STYLES) -> list[str]:
+    plain = _manifest(styles)["picture_id"].to_list()
     return [row for p in plain for row in (p, f"{p}#1", f"{p}#2")]
 
 
-def _activations(path: Path) -> None:
+def _activations(path: Path, styles: Mapping[str, str] = STYLES) -> None:
     """`image`: noise at layers -1 and 0, the entity from layer 1 on; `last`: noise everywhere."""
-    rng, rows = np.random.default_rng(0), _rows()
+    rng, rows = np.random.default_rng(0), _rows(styles)
     centre = rng.normal(size=(N, D))
     noise = rng.normal(size=(len(rows), len(LAYERS), D)).astype(np.float32)
     image = noise * 0.3
     entity = [int(r[1:3]) for r in rows]
     image[:, 2:] += centre[entity][:, None]
-    shown = {row["picture_id"]: row for row in _manifest().select(*SHOWN).iter_rows(named=True)}
+    shown = {row["picture_id"]: row for row in _manifest(styles).select(*SHOWN).iter_rows(named=True)}
     columns = {name: tuple(shown[r.split("#")[0]][name] for r in rows) for name in SHOWN}
     layout = Dataset("pictures", tuple(rows), ("resid_post",), ("image", "last"), LAYERS, D, columns=columns)
     out = ActivationWriter(path, path.parent / "chunks", ATTRS, [layout], dtype="float32", chunk_rows=32)
@@ -104,6 +105,18 @@ def test_curves_find_the_layer_where_the_entity_appears(call: Job) -> None:
     assert curves["shuffled_accuracy"].max() < 0.4
     assert (curves["low"] <= curves["accuracy"]).all()
     assert (curves["accuracy"] <= curves["high"]).all()
+
+
+def test_one_picture_of_each_entity_trains_nothing_and_says_so(tmp_path: Path, caplog) -> None:
+    _activations(tmp_path / "activations.h5", {"main": "main"})
+    inputs = {"activations": tmp_path / "activations.h5"}
+    params = PARAMS | {"build_questions.style": "main"}
+    made = job("train_probes", "tiny", tmp_path, params, inputs, *train_probes.STEP.outputs)
+    assert train_probes.run(made)["done"] == 0
+    assert "no probe is trained" in caplog.text
+    assert read_table(made.output("curves"), schemas.CURVES).is_empty()
+    assert read_table(made.output("predictions"), schemas.PREDICTIONS).is_empty()
+    assert all(path.exists() for path in made.outputs.values())
 
 
 def test_summary_of_the_curves(call: Job) -> None:

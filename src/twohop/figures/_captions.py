@@ -124,7 +124,7 @@ def probes(summary: Record) -> str:
             depth = f"layer {curve['resolved_layer']}, {w.percent(curve['resolved_depth'])} of the depth"
             parts.append(f"{model}: {w.percent(curve['first'])} at the embedding, 90 % of its best by {depth}")
     if not parts:
-        return "No probe was trained."
+        return "No probe was trained: that needs a second picture of each entity, of another art source."
     return (
         f"A linear read-out of the entity at the last image token, on pictures of a source it never saw ({style}). "
         f"{'; '.join(parts)}. Dotted: probes trained on shuffled labels; dashed: the random tower."

@@ -284,7 +284,7 @@ def _band(ax: Axes, x: list[int], points: list[Record], shade: str) -> None:
 def draw_probes(study: Study, summary: Record) -> Figure:
     """Probe accuracy by layer, one row per picture style of the test, one column per feature."""
     curves = [c.with_columns(model=pl.lit(m)) for m, c in study.curves.items()]
-    if not curves:
+    if all(c.is_empty() for c in curves):
         figure, [[ax]] = look.panels(1, 1, 5, 3)
         look.empty(ax, "no probe was trained")
         return figure

@@ -1,7 +1,8 @@
 """Step train_probes: at which layer can the entity be read off linearly? (study, section 5)
 
 Trained on pictures (and their augmented copies) of every art source but the one that the questions show; tested on
-that one, style by style.
+that one, style by style. Where every picture is of one art source, as when a table has one picture of each entity,
+nothing is held out to test on: the tables have no row, and what reads them says so.
 """
 
 import json
@@ -79,6 +80,8 @@ def run(job: Job) -> Summary:
     params, style = job.section(TrainProbes), str(job.params["build_questions.style"])
     start, rows = time.monotonic(), list[dict[str, Any]]()
     with ActivationReader(job.input("activations")) as reader:
+        if shown(reader)["art_source"].n_unique() == 1:
+            return _write_nothing(job)
         split = split_pictures(reader.rows("pictures"), shown(reader), art_source(style), params.copies)
         layers = reader.layers("pictures", "resid_post")
         blocks = make_blocks(params, layers, split, _d_model(reader, params, layers))
@@ -96,6 +99,18 @@ def run(job: Job) -> Summary:
     write_json(job.output("metrics"), metrics)
     done = sum(len(b.layers) for b in blocks)
     return {"done": done, "failed": 0, "rows_not_converged": unconverged, "n_train": len(split.train)}
+
+
+def _write_nothing(job: Job) -> Summary:
+    """Tables without a row: the same picture never trains and tests."""
+    LOG.warning("no probe is trained: there is one art source, so one picture of each entity (docs/sources.md)")
+    curves, predictions = pl.DataFrame(schema=schemas.CURVES), pl.DataFrame(schema=schemas.PREDICTIONS)
+    write_table(job.output("curves"), curves, schemas.CURVES)
+    write_table(job.output("predictions"), predictions, schemas.PREDICTIONS)
+    write_bytes(job.output("curve"), curves.select("layer", "accuracy", "low", "high").write_csv().encode())
+    _write_probes(job.output("probes"), job.work, [], [])
+    write_json(job.output("metrics"), {})
+    return {"done": 0, "failed": 0, "rows_not_converged": 0, "n_train": 0}
 
 
 def _d_model(reader: ActivationReader, params: TrainProbes, layers: Sequence[int]) -> int:
