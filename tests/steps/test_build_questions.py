@@ -182,15 +182,6 @@ def test_an_answer_without_a_token_is_an_error(tokens, monkeypatch):
         build_questions._first_token(tokens, row)
 
 
-def test_a_relation_without_a_template_takes_the_shipped_one_or_is_refused():
-    found = build_questions.find_templates(["capital", "painter"], {"capital": "{entity} has the capital"})
-    assert found["capital"] == "{entity} has the capital"
-    assert found["painter"] == "Consider the following painting: {entity}. This painting was made by the artist"
-    with pytest.raises(DataError, match=r"no template for relation\(s\) colour, taste") as caught:
-        build_questions.find_templates(["taste", "colour", "painter"], {})
-    assert "shipped are " in caught.value.todo
-
-
 def test_a_question_whose_words_name_the_entity_is_not_asked(study):
     templates = {**PARAMS["templates"], "capital": "Of {entity}, which is not in China: the capital is"}
     summary, rows = run(study, templates=templates)

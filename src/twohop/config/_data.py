@@ -10,6 +10,7 @@ from twohop.config._sources import EntitySource
 Relation = Literal["capital", "continent", "language", "currency"]
 ArtSource = Literal["flag-icons", "circle-flags", "noto"]
 Style = Literal["1x1", "4x3", "circle", "simple", "noto_original", "noto_waved"]
+Language = Literal["en", "de", "fr"]
 MAX_ENTITIES = 100_000
 MAX_STATES = 193
 """Entities that the source `flags` can have at most."""
@@ -47,8 +48,10 @@ class BuildQuestions(Section):
     """Twin prompts and their pairing."""
 
     templates: dict[str, str]
-    """Prompt of each relation; `{entity}` stands for the name (named form) or the picture (shown form). A table's
-    relation may be left out where a template of its name is shipped ([sources.md](sources.md))."""
+    """Prompt of each relation; `{entity}` stands for the name (named form) or the picture (shown form). A relation may
+    be left out where a template of its name is shipped ([sources.md](sources.md))."""
+    language: Language = "en"
+    """Language of the shipped templates; names and answers come as the source has them."""
     style: str
     """Picture, one of fetch_images.styles, that the questions show; its art source is held out of every projector's
     training."""

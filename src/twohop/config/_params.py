@@ -12,6 +12,7 @@ from twohop.config._base import Section
 from twohop.config._catalogue import PACKAGE_FAMILIES, RECIPE_FAMILIES, ModelEntry, PackageName
 from twohop.config._engines import HashCode
 from twohop.config._short import is_usable
+from twohop.config.templates import find_template, shipped_templates
 
 STYLE_SOURCES: Mapping[str, str] = {
     "1x1": "flag-icons",
@@ -182,9 +183,12 @@ def _hint(word: str, choices: Sequence[str]) -> str:
 
 
 def _prompt_problems(p: Params) -> Iterator[str]:
-    missing = [r for r in p.curate_entities.relations if r not in p.build_questions.templates]
-    if missing and p.curate_entities.source == "flags":  # for another source there are shipped templates
-        yield f"build_questions.templates: no template for relation(s) {', '.join(missing)} of curate_entities"
+    asked = p.build_questions
+    if missing := [r for r in p.curate_entities.relations if find_template(asked, r) is None]:
+        shipped = ", ".join(shipped_templates(asked.language))
+        yield f"build_questions.templates: none for {', '.join(missing)}; allowed: a text of yours, or one of {shipped}"
+    if asked.language != "en" and p.curate_entities.source == "flags":
+        yield f"build_questions.language: is {asked.language!r}; allowed: en, as the embedded names and answers are"
     prompts = {f"build_questions.templates.{r}": t for r, t in p.build_questions.templates.items()}
     prompts |= {f"run_benchmark.recognition_prompts[{i}]": t for i, t in enumerate(p.run_benchmark.recognition_prompts)}
     prompts["extract_activations.pictures_prompt"] = p.extract_activations.pictures_prompt

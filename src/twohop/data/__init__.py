@@ -16,7 +16,6 @@ from twohop.data._source import EntityRecord, FactRecord, PictureRecord, Source
 from twohop.data._tables import check_entities, check_facts
 from twohop.data.flags import FlagsSource
 from twohop.data.table import TableEntities
-from twohop.data.templates import shipped_relations, shipped_template
 
 __all__ = [
     "SOURCES",
@@ -46,8 +45,6 @@ __all__ = [
     "pair_questions",
     "pass_filters",
     "render_flag",
-    "shipped_relations",
-    "shipped_template",
     "spellings",
     "split_entities",
     "write_pictures",

@@ -9,19 +9,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from twohop.config import BuildQuestions
+from twohop.config.templates import find_template
 from twohop.data import (
     Twin,
     fold,
     folded_answers,
     pair_questions,
-    shipped_relations,
-    shipped_template,
     split_entities,
 )
 from twohop.errors import DataError
@@ -52,7 +50,7 @@ def run(job: Job) -> Summary:
     tokens = open_tokenizer(job.input("card"))
     asked = _asked(entities, facts, manifest, params)
     splits = split_entities(entities["entity_id"].to_list(), params.dev_share, params.seed)
-    templates = find_templates(facts["relation"].unique().to_list(), params.templates)
+    templates = {relation: _template(relation, params) for relation in facts["relation"].unique().to_list()}
     rows = [_row(q, templates[q["relation"]], splits[q["entity_id"]], tokens) for q in asked.to_dicts()]
     rows = [row for row in rows if not _names_itself(row)]
     rows, twins = add_twins(rows, tokens, params.seed)
@@ -80,21 +78,12 @@ def _asked(entities: pl.DataFrame, facts: pl.DataFrame, manifest: pl.DataFrame, 
     return out
 
 
-def find_templates(relations: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """A prompt per relation: the user's, or the one that is shipped.
-
-    Raises:
-        DataError: a relation has neither.
-    """
-    found = {relation: given.get(relation) or shipped_template(relation) for relation in relations}
-    missing = sorted(relation for relation, text in found.items() if text is None)
-    if missing:
-        raise DataError(
-            f"no template for relation(s) {', '.join(missing)}",
-            "params.yaml, build_questions.templates",
-            f'add for each: {missing[0]}: "... {{entity}} ..."; shipped are {", ".join(shipped_relations())}',
-        )
-    return {relation: text for relation, text in found.items() if text is not None}
+def _template(relation: str, params: BuildQuestions) -> str:
+    found = find_template(params, relation)
+    if found is None:
+        todo = f'add there: {relation}: "... {{entity}} ..."'
+        raise DataError(f"no template for relation {relation}", "params.yaml, build_questions.templates", todo)
+    return found
 
 
 def _names_itself(row: dict[str, Any]) -> bool:
