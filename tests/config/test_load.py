@@ -206,12 +206,14 @@ def test_projects_own_file_is_good():
     assert params.names("backbone") == ["smollm2-135m"]
 
 
-def test_configuration_of_gemma_is_the_default_with_other_models_and_layers():
+def test_configuration_of_gemma_is_the_default_with_other_models_layers_and_training():
     default, gemma = (load_params(TOP / f) for f in ("params.yaml", "configurations/gemma.yaml"))
     assert {n: e.family for n, e in gemma.models.items()} == {"gemma3-270m": "gemma3_text", "flags-gemma": "gemma3"}
     layers = {name: getattr(default.patch_activations, name) for name in ("sweep_layers", "back_pairs")}
     patched = gemma.patch_activations.model_copy(update=layers)
-    assert gemma.model_copy(update={"models": default.models, "patch_activations": patched}) == default
+    trained = gemma.train_projector.model_copy(update={"caption": default.train_projector.caption})
+    same = {"models": default.models, "patch_activations": patched, "train_projector": trained}
+    assert gemma.model_copy(update=same) == default
 
 
 @pytest.mark.parametrize(
@@ -242,3 +244,8 @@ def test_configuration_of_the_families_is_the_default_with_two_models_more():
     }
     assert families.model_copy(update={"models": default.models}) == default
     assert {**default.models, **more} == families.models
+
+
+@pytest.mark.parametrize("file", sorted((TOP / "configurations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_good_params_file(file):
+    assert load_params(file).models

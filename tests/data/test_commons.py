@@ -113,6 +113,8 @@ def test_absent_file_has_a_reason(server, world):
         ("GFDL", "gfdl", None),
         ("Copyrighted free use", "", None),
         ("", "", None),
+        ("CC BY-SA 4.0", "cc-by-nc-2.0", None),
+        ("CC BY-ND 4.0", "cc-by-4.0", None),
     ],
 )
 def test_f14_accepted_licences(short, code, licence):

@@ -164,13 +164,15 @@ def accepted_licence(short_name: str, code: str) -> str | None:
     >>> accepted_licence("CC BY-SA 4.0", "cc-by-sa-4.0")
     'CC BY-SA 4.0'
     """
-    for stated in (short_name, code):
-        words = stated.lower().replace("-", " ").replace("_", " ").split()
+    stated_words = [stated.lower().replace("-", " ").replace("_", " ").split() for stated in (short_name, code)]
+    if any({"nc", "nd"} & set(words) for words in stated_words):  # either may be wrong: not taken
+        return None
+    for words in stated_words:
         if words[:2] == ["public", "domain"] or words[:1] == ["pd"]:
             return "public domain"
         if words[:1] == ["cc0"] or words[:2] == ["cc", "zero"]:
             return "CC0"
-        if words[:2] == ["cc", "by"] and not {"nc", "nd"} & set(words):
+        if words[:2] == ["cc", "by"]:
             alike = words[2:3] == ["sa"]
             version = [w for w in words[2 + alike :] if w.replace(".", "").isdigit()][:1]
             return " ".join(["CC BY-SA" if alike else "CC BY", *version])
