@@ -66,6 +66,7 @@ def test_saved_table_has_names_answers_and_pictures_with_licence_and_author(serv
     assert (counts["entities"], counts["with_picture"]) == (7, 7)
     found = table()
     assert [e.name for e in found.entities()] == [f"Painting {i}" for i in range(1, 8)]
+    assert [e.popularity for e in found.entities()] == [float(20 + i) for i in range(1, 8)]
     facts = {(f.entity_id, f.relation): f for f in found.facts(("painter", "museum"))}
     assert facts["table:Q7", "painter"].answer_aliases == ("Ann", "Ann A.")
     assert facts["table:Q7", "museum"].licence == "CC0 1.0"
