@@ -19,7 +19,7 @@ from twohop.store import read_table, schemas, sha256_file, write_json, write_tab
 N_LAYERS = 6
 RELATIONS = ("capital", "language")
 STYLES = {"1x1": "flag-icons", "noto_original": "noto"}
-CREDITS = [("Ann <Bo>", "CC BY-SA 4.0", "https://credits.example/1"), ("Ann", "MIT", "javascript:alert(1)")]
+CREDITS = {4: ("Ann <Bo>", "https://credits.example/1"), 5: ("Ann", "javascript:alert(1)")}
 PAIRS = [[4, 1], [5, 2]]
 MODELS: Mapping[str, dict[str, Any]] = {
     "lm": {"role": "backbone", "family": "llama", "licence": "Apache-2.0", "source": {"kind": "random", "seed": 0, "n_layers": 6, "d_model": 16}},
@@ -270,10 +270,10 @@ def write_pictures_of(root: Path, ids: list[str]) -> dict[str, tuple[Path, ...]]
         buffer = io.BytesIO()
         Image.new("RGB", (64, 64), (20 * i % 256, 90, 200)).save(buffer, format="PNG")
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        author, licence, page = CREDITS[i] if i < len(CREDITS) else ("x", "MIT", "x")
+        author, page = CREDITS.get(i, ("x", "x"))
         files[f"{digest}.png"] = buffer.getvalue()
         rows.append({
-            "picture_id": f"{entity}/noto_original", "entity_id": entity, "art_source": "noto", "style": "noto_original", "licence": licence,
+            "picture_id": f"{entity}/noto_original", "entity_id": entity, "art_source": "noto", "style": "noto_original", "licence": "MIT",
             "author": author, "source_page": page, "locator": "x", "status": "ok", "reason": "", "file": f"{digest}.png", "sha256": digest,
             "size_bytes": len(buffer.getvalue()), "width": 64, "height": 64,
         })  # fmt: skip
