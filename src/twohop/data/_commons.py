@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote
 
+from twohop.config import PictureWidth
 from twohop.data._web import Answer, NotYet, Refused, Web
 
 API = "https://commons.wikimedia.org/w/api.php"
@@ -21,7 +22,7 @@ TITLES = 50
 """Titles a question, the API's limit."""
 MAX_LAG_S = 5
 """Seconds that the servers may lag behind before a question waits."""
-WIDTHS = (120, 250, 330, 500, 960, 1280)
+WIDTHS: tuple[int, ...] = get_args(PictureWidth)
 """Standard thumbnail widths, in pixels: others are not cached by the servers, and refused by them."""
 WHOLE = frozenset({"image/jpeg", "image/png", "image/webp"})
 """Types of which the original is taken too; of others, such as SVG, the rendered thumbnail alone."""

@@ -96,16 +96,11 @@ def _faults(table: Rows, folder: Path, let_in: Collection[str]) -> Iterator[str]
             yield f"row {number}: {column} {cell!r} is no https address"
     for number, row in table.numbered():
         for column in _columns(table):
-            if row[column] and not _is_link(row[column]) and _inside(row[column], folder) is None:
+            if row[column] and not _is_link(row[column]) and _saved.file_below(folder, row[column]) is None:
                 yield f"row {number}: {column} {row[column]!r} is no file below {folder}"
-
-
-def _inside(cell: str, folder: Path) -> Path | None:
-    path = (folder / cell).resolve()
-    return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
 
 
 def _own(cell: str, folder: Path) -> bytes | None:
     """A file that the table names beside its addresses."""
-    path = _inside(cell, folder) if cell else None
+    path = _saved.file_below(folder, cell) if cell else None
     return None if path is None else path.read_bytes()

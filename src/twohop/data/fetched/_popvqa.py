@@ -169,8 +169,8 @@ def _slug(text: str) -> str:
 def _own_picture(row: Mapping[str, str], files: Path, folder: Path) -> Shown:
     """The file that the row names, if it lies inside the data set's folder."""
     name = next((row[c] for c in PICTURES if row.get(c)), "")
-    path = (files / name).resolve()
-    if not name or PurePosixPath(name).is_absolute() or not path.is_relative_to(files.resolve()) or not path.is_file():
+    path = None if PurePosixPath(name).is_absolute() else _saved.file_below(files, name)
+    if path is None:
         return Shown(left_out=_saved.NO_FILE)
     data = path.read_bytes()
     if not _saved.is_usable(data):
@@ -186,7 +186,6 @@ def _looked_up(
     if web is None or not rows:
         return {}
     folder, titles = Path(source.folder), dict[str, Sequence[str]]()
-    (folder / "pages").mkdir(exist_ok=True)
     for prop, kinds in {"P154": {"brands"}, "P18": set(KINDS) - {"brands"}}.items():
         ids = [row["item"] for row in rows if row["type"] in kinds]
         titles |= _wikidata.picture_titles(folder / "pages", ids, prop, web, services.sparql) if ids else {}

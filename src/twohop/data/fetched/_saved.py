@@ -71,6 +71,12 @@ def is_usable(data: bytes) -> bool:
     return picture_format(data) in ENDINGS
 
 
+def file_below(folder: Path, name: str) -> Path | None:
+    """The file of that name inside a folder, whatever links lead there; None for anything else."""
+    path = (folder / name).resolve()
+    return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
+
+
 def keep_picture(folder: Path, entity: str, data: bytes) -> str:
     """Write an entity's picture where its bytes are others; the file, relative to the folder."""
     path = folder / "pictures" / f"{entity}.{ENDINGS[str(picture_format(data))]}"
