@@ -7,7 +7,7 @@ from twohop.models._fetch import Fetcher, is_fetched, set_fetcher, snapshot_fold
 from twohop.models._model import Model, Run
 from twohop.models._open import OpenedModel, check_backbone, checked_folder, open_model, open_tokenizer, opened
 from twohop.models._prepare import cache_root, materialise
-from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Picture, Prompt, Tokens
+from twohop.models._prompts import GROUP_MEANINGS, GROUPS, Batch, Picture, Prompt, Tokens, Trunk
 from twohop.models._sites import KIND_MEANINGS, KINDS, Patch, Site, SiteKind
 from twohop.models._train import assembled_model, train_assembled, training_facts
 
@@ -33,6 +33,7 @@ __all__ = [
     "Site",
     "SiteKind",
     "Tokens",
+    "Trunk",
     "assembled_model",
     "cache_root",
     "check_backbone",

@@ -20,6 +20,7 @@ from twohop.models._batch import FROM_LATER
 from twohop.models._hooks import hooked
 from twohop.models._prompts import Batch
 from twohop.models._sites import Patch
+from twohop.models._trunk import resume
 
 if TYPE_CHECKING:
     from twohop.models._model import Model
@@ -206,37 +207,16 @@ def blocked_logits(
     if not bool(last[:, -1].all()) or last.shape[1] < 2:
         todo = "use left-padded prompts of two tokens or more"
         raise ModelError("the rest of the prompt cannot be shared", model.name, todo)
-    if model.decoder.cross_layers or batch.deep or _looks_ahead(batch):
-        return torch.stack([model.run(batch, knockouts=[cut]).logits for cut in knockouts])
-    embeds, shape = model.embed(batch), (len(batch), int(last.shape[1]))
-    cache = DynamicCache(config=model.net.config.get_text_config())
-    model.net(
-        inputs_embeds=embeds[:, :-1],
-        attention_mask=batch.attention_mask[:, :-1],
-        position_ids=batch.position_ids[..., :-1],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        **{name: value[:, :-1] for name, value in batch.extra.items()},
-    )
-    rest = batch.input_ids[:, -1:], batch.attention_mask, batch.position_ids[..., -1:]
-    every = torch.arange(len(batch), device=model.device)
-    found: list[Tensor] = []
-    for cut in knockouts:
-        with knocked_out(model.decoder, [cut], shape):
-            found.append(_continue(model, _rows(cache, every), *rest)[:, -1])
-    return torch.stack(found)
-
-
-def _looks_ahead(batch: Batch) -> bool:
-    """Tokens before `last` see it, as in PaliGemma's prompts: marked 0, which is what a prefix is."""
-    marks = batch.extra.get("token_type_ids")
-    return marks is not None and not bool(marks[:, -1].any()) and not bool((marks * batch.groups["image"]).any())
+    trunk = model.trunk(batch, {cut.start for cut in knockouts})
+    rows = trunk.fork(range(len(batch)))
+    return torch.stack([resume(model, rows, (), [cut], whole=False)[1] for cut in knockouts])
 
 
 def _prefill(
     model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout] = ()
 ) -> tuple[Any, Float[Tensor, "batch vocab"]]:
+    if batch.shared is not None:
+        return resume(model, batch, patches, knockouts)
     cache, shape = DynamicCache(config=model.net.config.get_text_config()), model.shape(batch)
     with hooked(model.decoder, shape, (), patches), knocked_out(model.decoder, knockouts, shape[:2]):
         return cache, model.forward(batch, cache)

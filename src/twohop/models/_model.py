@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from twohop.errors import ModelError
-from twohop.models import _generate, _lens
+from twohop.models import _generate, _lens, _trunk
 from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
 from twohop.models._batch import assemble, check_padding
@@ -21,7 +21,7 @@ from twohop.models._devices import compute_device
 from twohop.models._eyes import Eyes, open_eyes
 from twohop.models._hooks import hooked
 from twohop.models._layout import Layout
-from twohop.models._prompts import Batch, Picture, Prompt, Tokens, pad
+from twohop.models._prompts import Batch, Picture, Prompt, Tokens, Trunk, pad
 from twohop.models._sites import Decoder, Patch, Site
 
 
@@ -191,9 +191,15 @@ class Model:
             grad: keep activations in the graph (`run.activations[site].grad` after a backward pass).
             knockouts: attention edges to cut.
 
+        Of a batch that begins as an earlier run (`Trunk.fork`) only what patches and knockouts change is computed,
+        unless activations are wanted.
+
         Raises:
             ModelError: a site or a knockout does not fit the model (promise X1).
         """
+        if batch.shared is not None and not capture:
+            with torch.no_grad():
+                return Run(_trunk.resume(self, batch, patches, knockouts, whole=False)[1], {})
         with torch.enable_grad() if grad else torch.no_grad():
             shape = self.shape(batch)
             with (
@@ -203,6 +209,24 @@ class Model:
                 logits = self.forward(batch)
         # of a model spread over devices; with a gradient they stay where the graph is
         return Run(logits, found if grad else {site: a.to(self.device) for site, a in found.items()})
+
+    def trunk(self, batch: Batch, layers: Collection[int] = (), capture: Collection[Site] = ()) -> Trunk:
+        """An unpatched run that patched ones can begin as: `model.generate(trunk.fork([0, 0, 1]), 8, patches)`.
+
+        A patched run then passes only the layers and positions that its patches can change. Its results are those of
+        the whole run.
+
+        Args:
+            batch: prompts.
+            layers: first layers of the runs to come (l for a patch of an attention or MLP at layer l, l + 1 for
+                `resid_post`); a run that begins behind another layer begins at the next lower one of these, or at 0.
+            capture: sites to return in `trunk.activations`.
+
+        Raises:
+            ModelError: a site does not fit the model.
+        """
+        with torch.no_grad():
+            return _trunk.grow(self, batch, layers, capture)
 
     def shape(self, batch: Batch) -> tuple[int, int, int]:
         """(batch, seq, d_model) of the residual stream."""
@@ -228,8 +252,7 @@ class Model:
         Equal to one `run` per knockout; but as nothing before `last` changes, the rest of the prompt is run only once.
 
         Raises:
-            ModelError: a knockout that does not fit or cuts another position's view, a right-padded batch, or a model
-                that reads pictures by cross-attention.
+            ModelError: a knockout that does not fit or cuts another position's view, or a right-padded batch.
         """
         with torch.no_grad():
             return _generate.blocked_logits(self, batch, knockouts)

@@ -1,7 +1,7 @@
 """Prompts as data, and the padded batches with token groups that a model runs on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -78,9 +78,67 @@ class Batch:
     """As `Picture.deep`, for all picture tokens in row-major order."""
     next_position: Int[Tensor, " batch"] | None = None
     """Position of the first token written after each row; None: the row's length."""
+    shared: "Shared | None" = None
+    """An earlier run that these rows begin as; what it left behind is not computed again."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def take(self, rows: Sequence[int]) -> "Batch":
+        """Some rows, in this order; a row may come several times."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.input_ids.device)
+        image = self.groups["image"]
+        pick = _picker(image, index)
+        return Batch(
+            self.input_ids[index],
+            self.attention_mask[index],
+            self.position_ids.index_select(-2, index),
+            {name: group[index] for name, group in self.groups.items()},
+            [self.spans[r] for r in rows],
+            None if self.pictures is None else self.pictures[pick],
+            {name: value[index] for name, value in self.extra.items()},
+            tuple(level[pick] for level in self.deep),
+            None if self.next_position is None else self.next_position[index],
+        )
+
+
+def _picker(image: Bool[Tensor, "batch seq"], index: Int[Tensor, " rows"]) -> Int[Tensor, " n"]:
+    """Which of all picture tokens (row-major) belong to the chosen rows, in their order."""
+    number = torch.full(image.shape, -1, dtype=torch.long, device=image.device)
+    number[image] = torch.arange(int(image.sum()), device=image.device)
+    chosen = number[index]
+    return chosen[chosen >= 0]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """An unpatched run, kept: what every run that begins as it does need not compute again (see `_trunk`)."""
+
+    batch: Batch
+    logits: Float[Tensor, "batch vocab"]
+    """At `last`."""
+    cache: Any
+    """Keys and values of every layer."""
+    resid: Mapping[int, Float[Tensor, "batch seq d_model"]]
+    """Layer -> its `resid_post`, of the layers behind which a patched run may begin."""
+    activations: Mapping[Any, Float[Tensor, "batch seq d_model"]]
+    """Of the sites that were asked for."""
+
+    def fork(self, rows: Sequence[int]) -> Batch:
+        """A batch of these rows, each to be patched in its own way; a row may come several times."""
+        shared = Shared(self, tuple(rows), int(self.batch.input_ids.shape[1]))
+        return replace(self.batch.take(rows), shared=shared)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How a batch begins as an earlier run."""
+
+    trunk: Trunk
+    rows: tuple[int, ...]
+    """Row of the trunk for every row of the batch."""
+    length: int
+    """So many first positions are the trunk's, padding included."""
 
 
 class Tokens:
