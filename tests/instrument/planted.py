@@ -604,7 +604,7 @@ def read_knockout(asked: Asked) -> Readings:
     windows = layers_of_windows(N_LAYERS, WINDOW, 1)
     cuts = [Knockout(w.start, w.stop, asked.batch.groups["last"], asked.where) for _, w in windows]
     plain = asked.model.run(asked.batch).logits[:, asked.tokens].log_softmax(-1)
-    blocked = asked.model.blocked_logits(asked.batch, cuts)[:, :, asked.tokens].log_softmax(-1)
+    blocked = asked.model.blocked_logits(asked.batch, cuts)[1:, :, asked.tokens].log_softmax(-1)
     return Readings(tuple(place for place, _ in windows), (plain - blocked).numpy(), "half_of_sum")
 
 

@@ -45,8 +45,8 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Job:
         inputs["backbone_answers"] = answers["lm"]
         made = job("recover_recall", "eyes", study, PARAMS, inputs, *recover_recall.STEP.outputs)
         made_prompts.clear()
-        real = Model.batches
-        patch.setattr(Model, "batches", lambda self, p, n: (made_prompts.extend(p), real(self, p, n))[1])
+        real = Model.share
+        patch.setattr(Model, "share", lambda self, p, n: (made_prompts.extend(p), real(self, p, n))[1])
         recover_recall.run(made)
         recovered_model.append(open_model(made.input("card")))
         return made

@@ -81,8 +81,10 @@ def test_one_wording_from_a_blank_picture_is_asked_once_and_copied(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    real = Model.generate
-    monkeypatch.setattr(Model, "generate", lambda self, b, n: (asked.append(len(b)), real(self, b, n))[1])
+    for name in ("generate", "name_answers"):
+        real = getattr(Model, name)
+        counted = lambda self, b, *more, real=real: (asked.append(len(b)), real(self, b, *more))[1]  # noqa: E731
+        monkeypatch.setattr(Model, name, counted)
     call = _fresh(_job(study, "eyes"), tmp_path)
     run_benchmark.run(call)
     blank = read_table(call.output("answers"), schemas.ANSWERS).filter(condition="blank")

@@ -132,8 +132,24 @@ def best_names(model: "Model", batch: Batch, names: Sequence[str]) -> list[int]:
 
     A row is done when the next bound is below the best score that it has.
     """
-    ids = _name_ids(model, names)
+    return _rank(model, batch, *_prefill(model, batch, ()), names)
+
+
+def name_answers(
+    model: "Model", batch: Batch, max_new_tokens: int, names: Sequence[str]
+) -> tuple[list[str], list[int]]:
+    """See `Model.name_answers`."""
+    _check_length(model, max_new_tokens)
     cache, logits = _prefill(model, batch, ())
+    best = _rank(model, batch, cache, logits, names)  # in this order: decoding makes the cache grow
+    return _decode(model, batch, cache, logits, max_new_tokens), best
+
+
+def _rank(
+    model: "Model", batch: Batch, cache: Any, logits: Float[Tensor, "batch vocab"], names: Sequence[str]
+) -> list[int]:
+    """Best name per row after a prefill, whose cache stays as it is."""
+    ids = _name_ids(model, names)
     logprobs = logits.log_softmax(-1)
     bounds = logprobs[:, torch.tensor([i[0] for i in ids], device=model.device)].cpu()
     order = bounds.argsort(dim=1, descending=True, stable=True).tolist()
@@ -197,9 +213,7 @@ def _tails(model: "Model", batch: Batch, cache: Any, rows: list[int], names: lis
     return (picked * known).sum(1).tolist()
 
 
-def blocked_logits(
-    model: "Model", batch: Batch, knockouts: Sequence[Knockout]
-) -> Float[Tensor, "knockout batch vocab"]:
+def blocked_logits(model: "Model", batch: Batch, knockouts: Sequence[Knockout]) -> Float[Tensor, "run batch vocab"]:
     """See `Model.blocked_logits`."""
     last = batch.groups["last"]
     if any(bool((cut.queries & ~last).any()) for cut in knockouts):
@@ -209,7 +223,7 @@ def blocked_logits(
         raise ModelError("the rest of the prompt cannot be shared", model.name, todo)
     trunk = model.trunk(batch, {cut.start for cut in knockouts})
     rows = trunk.fork(range(len(batch)))
-    return torch.stack([resume(model, rows, (), [cut], whole=False)[1] for cut in knockouts])
+    return torch.stack([trunk.logits, *(resume(model, rows, (), [cut], whole=False)[1] for cut in knockouts)])
 
 
 def _prefill(

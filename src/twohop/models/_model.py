@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from twohop.errors import ModelError
-from twohop.models import _generate, _lens, _trunk
+from twohop.models import _generate, _lens, _share, _trunk
 from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
 from twohop.models._batch import assemble, check_padding
@@ -21,7 +21,7 @@ from twohop.models._devices import compute_device
 from twohop.models._eyes import Eyes, open_eyes
 from twohop.models._hooks import hooked
 from twohop.models._layout import Layout
-from twohop.models._prompts import Batch, Picture, Prompt, Tokens, Trunk, pad
+from twohop.models._prompts import Batch, Encoded, Picture, Prompt, Tokens, Trunk, pad
 from twohop.models._sites import Decoder, Patch, Site
 
 
@@ -121,12 +121,21 @@ class Model:
         """
         if not prompts:
             raise ModelError("an empty batch", self.name, "give at least one prompt")
-        encoded = [self.tokens.encode(p) for p in prompts]
-        seen = [p.picture for p in prompts if p.picture is not None]
+        return self.batch_of([self.tokens.encode(p) for p in prompts], [p.picture for p in prompts], side)
+
+    def batch_of(
+        self,
+        encoded: Sequence[Encoded],
+        pictures: Sequence[Picture | None],
+        side: Literal["left", "right"] = "left",
+        at_least: int = 0,
+    ) -> Batch:
+        """As `batch`, of prompts in token ids; padded to `at_least` so many tokens (plumbing of `share`)."""
+        seen = [p for p in pictures if p is not None]
         for picture in seen:
             self._check(picture)
-        is_picture = [p.picture is not None for p in prompts]
-        ids, mask, positions, spans, groups = pad(encoded, is_picture, self.pad_id, self.device, side)
+        is_picture = [p is not None for p in pictures]
+        ids, mask, positions, spans, groups = pad(encoded, is_picture, self.pad_id, self.device, side, at_least)
         check_padding(self.decoder.config, mask)
         plain = Batch(ids, mask, positions, groups, spans)
         return assemble(self.net, self.eyes, plain, seen, self.dtype)
@@ -138,6 +147,15 @@ class Model:
         for i in range(0, len(order), size):
             index = order[i : i + size]
             yield index, self.batch([prompts[j] for j in index])
+
+    def share(self, prompts: Sequence[Prompt], size: int) -> Iterator[tuple[list[int], Batch]]:
+        """As `batches`, but what prompts have in common up to the end of their name or picture is run once for all.
+
+        For whatever answers: `generate`, `reply`, `name_answers`. Nothing is shared where that saves little, or where a
+        family's prompts see their ends from their beginnings.
+        """
+        with torch.no_grad():
+            yield from _share.batches(self, prompts, size)
 
     def embed(self, batch: Batch) -> Float[Tensor, "batch seq d_model"]:
         """Token embeddings with the pictures' features in place."""
@@ -218,8 +236,8 @@ class Model:
 
         Args:
             batch: prompts.
-            layers: first layers of the runs to come (l for a patch of an attention or MLP at layer l, l + 1 for
-                `resid_post`); a run that begins behind another layer begins at the next lower one of these, or at 0.
+            layers: first layers of the runs to come (`Site.first_changed`); a run that could begin at another layer
+                begins at the next lower one of these, or at 0.
             capture: sites to return in `trunk.activations`.
 
         Raises:
@@ -246,8 +264,8 @@ class Model:
         """
         return _lens.unembed(self.net, self.decoder, resid, tokens)
 
-    def blocked_logits(self, batch: Batch, knockouts: Sequence[Knockout]) -> Float[Tensor, "knockout batch vocab"]:
-        """Logits at `last` under each knockout alone, where all cut edges end at `last`.
+    def blocked_logits(self, batch: Batch, knockouts: Sequence[Knockout]) -> Float[Tensor, "run batch vocab"]:
+        """Logits at `last`, first with nothing cut, then under each knockout alone, where all cut edges end at `last`.
 
         Equal to one `run` per knockout; but as nothing before `last` changes, the rest of the prompt is run only once.
 
@@ -323,6 +341,11 @@ class Model:
         """log P(" name" | prompt), summed over the name's tokens."""
         with torch.no_grad():
             return _generate.name_logprobs(self, batch, names)
+
+    def name_answers(self, batch: Batch, max_new_tokens: int, names: Sequence[str]) -> tuple[list[str], list[int]]:
+        """What `generate` and `best_names` give, from one and the same prefill."""
+        with torch.no_grad():
+            return _generate.name_answers(self, batch, max_new_tokens, names)
 
     def best_names(self, batch: Batch, names: Sequence[str]) -> list[int]:
         """Index of the most probable name per row; exact, the first one when two are equal."""

@@ -123,6 +123,8 @@ class Trunk:
     """Layer -> its `resid_post`, of the layers behind which a patched run may begin."""
     activations: Mapping[Any, Float[Tensor, "batch seq d_model"]]
     """Of the sites that were asked for."""
+    begins: frozenset[int] = frozenset()
+    """Layers that it was made to begin at."""
 
     def fork(self, rows: Sequence[int]) -> Batch:
         """A batch of these rows, each to be patched in its own way; a row may come several times."""
@@ -247,9 +249,12 @@ def pad(
     pad_id: int,
     device: torch.device,
     side: Literal["left", "right"] = "left",
+    at_least: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]], dict[str, Tensor]]:
-    """Ids, mask, positions, spans and groups of a padded batch; `pictures[i]` says what the span of row i holds."""
-    longest = max(len(e.ids) for e in encoded)
+    """Ids, mask, positions, spans and groups of a batch padded to its longest prompt (or to `at_least` tokens);
+    `pictures[i]` says what the span of row i holds.
+    """
+    longest = max(at_least, *(len(e.ids) for e in encoded))
     shape = (len(encoded), longest)
     ids = torch.full(shape, pad_id, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)

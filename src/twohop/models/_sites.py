@@ -35,6 +35,11 @@ class Site:
     kind: SiteKind
     layer: int
 
+    @property
+    def first_changed(self) -> int:
+        """The first layer that meets a patch of it."""
+        return self.layer + 1 if self.kind == "resid_post" else self.layer
+
 
 @dataclass(frozen=True)
 class Patch:

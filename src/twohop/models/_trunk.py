@@ -50,7 +50,8 @@ def grow(model: "Model", batch: Batch, layers: Collection[int], capture: Collect
     with hooked(model.decoder, model.shape(batch), {*capture, *kept}) as found:
         logits = model.forward(batch, cache)
     resid = {site.layer: found[site] for site in kept}
-    return Trunk(batch, logits, cache, resid, {site: found[site].to(model.device) for site in capture})
+    activations = {site: found[site].to(model.device) for site in capture}
+    return Trunk(batch, logits, cache, resid, activations, frozenset(layers))
 
 
 def passed(decoder: Decoder, batch: Batch) -> tuple[int, ...]:
@@ -99,19 +100,14 @@ def begin(model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Seq
     position = min([shared.length, *changed])
     if position == seq:  # nothing differs
         return Start(0, seq)
-    layer = min([_layer_of(p) for p in patches] + [k.start for k in knockouts], default=model.n_layers)
+    layer = min([p.site.first_changed for p in patches] + [k.start for k in knockouts], default=model.n_layers)
     known = _beginnings(model, batch, shared) if shared.length == seq else []  # no layer has met other tokens
     layer = max(n for n in (0, *known) if n <= layer)
-    if position < _seen_ahead(batch):
+    if position < seen_ahead(batch):
         position = 0
     if batch.deep and layer <= len(batch.deep) and position < _end_of_images(batch):
         return Start(0, 0)
     return Start(0, 0) if not position and not layer else Start(layer, position)
-
-
-def _layer_of(patch: Patch) -> int:
-    """The first layer that meets the patch."""
-    return patch.site.layer + 1 if patch.site.kind == "resid_post" else patch.site.layer
 
 
 def _beginnings(model: "Model", batch: Batch, shared: Shared) -> list[int]:
@@ -125,7 +121,7 @@ def _end_of_images(batch: Batch) -> int:
     return int(columns[-1]) + 1 if len(columns) else 0
 
 
-def _seen_ahead(batch: Batch) -> int:
+def seen_ahead(batch: Batch) -> int:
     """Positions before this one may see later ones."""
     marks = batch.extra.get("token_type_ids")
     if marks is None:

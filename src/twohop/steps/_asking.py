@@ -37,10 +37,12 @@ def finished_part(work: Path, name: str, make: Callable[[], list[T]]) -> list[T]
 
 
 def ask(model: Model, prompts: Sequence[Prompt], size: int, answer: Callable[[Batch], list[T]], what: str) -> list[T]:
-    """The answers of all prompts in their order, asked in batches of like length, with progress in the log."""
+    """The answers of all prompts in their order, with progress in the log; what prompts begin with in common is run once
+    (`Model.share`).
+    """
     found: dict[int, T] = {}
     start = time.monotonic()
-    for index, batch in model.batches(prompts, size):
+    for index, batch in model.share(prompts, size):
         found.update(zip(index, answer(batch), strict=True))
         LOG.info("%s: %d of %d prompts, %.0f s", what, len(found), len(prompts), time.monotonic() - start)
     return [found[i] for i in range(len(prompts))]
@@ -49,12 +51,23 @@ def ask(model: Model, prompts: Sequence[Prompt], size: int, answer: Callable[[Ba
 def ask_in_parts(
     model: Model, work: Path, name: str, prompts: Sequence[Prompt], size: int, answer: Callable[[Batch], list[T]]
 ) -> list[T]:
-    """As `ask`, every PART_ROWS answers kept in `work` (prompts of a part are sorted by length among themselves)."""
-    answers: list[T] = []
-    for k, i in enumerate(range(0, len(prompts), PART_ROWS)):
-        chunk, part = prompts[i : i + PART_ROWS], f"{name}-{k}"
-        answers += finished_part(work, part, lambda c=chunk, p=part: ask(model, c, size, answer, p))
-    return answers
+    """As `ask`, every PART_ROWS answers kept in `work`; prompts about one picture or name stand beside each other."""
+    answers: dict[int, T] = {}
+    order = _by_entity(prompts)
+    for k, i in enumerate(range(0, len(order), PART_ROWS)):
+        index, part = order[i : i + PART_ROWS], f"{name}-{k}"
+        chunk = [prompts[j] for j in index]
+        made = finished_part(work, part, lambda c=chunk, p=part: ask(model, c, size, answer, p))
+        answers |= dict(zip(index, made, strict=True))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _by_entity(prompts: Sequence[Prompt]) -> list[int]:
+    """Indices of the prompts, those that share a name or picture beside each other."""
+    groups: dict[tuple[str, str | None, int], list[int]] = {}
+    for i, p in enumerate(prompts):
+        groups.setdefault((p.before, p.entity, id(p.picture)), []).append(i)
+    return [i for group in groups.values() for i in group]
 
 
 class KeptPictures:

@@ -2,11 +2,16 @@
 
 One way for all of them: donors from a name's run, means, zeros, and activations of the question's own unpatched run
 (back-patching, the self-check). Patches act in the prefill only, in greedy answers and in log P of given answers alike.
+
+Many interventions are rows of one pass. They all begin as the unpatched run of their questions, which is made once and
+kept; rows that begin at like layers and positions stand together, so that a pass leaves out what none of them changes.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -14,15 +19,16 @@ from torch import Tensor
 
 from twohop.analysis import Intervention, span_mask
 from twohop.errors import ModelError
-from twohop.models import Batch, Model, Patch, Prompt, Site
+from twohop.models import Batch, Model, Patch, Prompt, Site, Trunk
 from twohop.store import ActivationReader
 
 LOG = logging.getLogger(__name__)
 SELF_TOLERANCE = 1e-3
 """Logits. A run's own activations, patched into it, change nothing (0 in float32); more than this is a fault."""
-
-Row = Intervention | None
-"""What happens to a row of a batch; None: nothing."""
+EXACT_BYTES = 4
+"""Bytes of a number from which on `SELF_TOLERANCE` is more than rounding."""
+KEPT_TRUNKS = 2
+"""Unpatched runs that are kept for the next interventions on the same questions."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Engine:
     prompts: Mapping[str, Prompt]
     """Image prompt of every question."""
     batch: int
-    """Questions in a forward pass."""
+    """Questions, or interventions, in a forward pass."""
+    _trunks: OrderedDict[tuple[str, ...], Trunk] = field(default_factory=OrderedDict[tuple[str, ...], Trunk])
 
     def replies(
         self, interventions: Sequence[Intervention], answers: Mapping[str, Sequence[str]], max_new_tokens: int
@@ -102,16 +109,13 @@ class Engine:
             ArtifactError: a site was not extracted.
         """
         found: dict[Intervention, Reply] = {}
-        for batch, rows in self._rounds(interventions):
-            live = [i for i in rows if i is not None]
-            given = [list(answers[i.question_id]) if i else [] for i in rows]
+        for batch, rows in self._forks(interventions):
+            given = [list(answers[i.question_id]) for i in rows]
             try:
-                patches = self.patches(batch.model_batch, rows, batch.own)
-                texts, logprobs = self._say(batch.model_batch, max_new_tokens, given, patches)
+                texts, logprobs = self._say(batch, max_new_tokens, given, self.patches(batch, rows))
             except ModelError as error:
-                raise _refused(error, live[0]) from error
-            said = zip(rows, texts, logprobs, strict=True)
-            found |= {i: Reply(text, tuple(values)) for i, text, values in said if i is not None}
+                raise _refused(error, next((i for i in rows if i.receiver_layers), rows[0])) from error
+            found |= {i: Reply(t, tuple(p)) for i, t, p in zip(rows, texts, logprobs, strict=True)}
         return [found[i] for i in interventions]
 
     def _say(
@@ -122,19 +126,20 @@ class Engine:
         return [None] * len(batch), self.model.answer_logprobs(batch, answers, patches)
 
     def self_check(self, interventions: Sequence[Intervention]) -> float:
-        """Largest change of a logit when runs' own activations are patched into them; 0 when the engine is right.
+        """Largest change of a logit when runs' own activations are patched into them, in whole passes; 0 when the
+        engine is right.
 
         Raises:
             ModelError: it is more than `SELF_TOLERANCE`.
         """
         worst = 0.0
-        for batch, rows in self._rounds(interventions):
-            plain = self.model.run(batch.model_batch).logits
-            patches = self.patches(batch.model_batch, rows, batch.own)
+        for batch, rows in self._forks(interventions):
+            patches, whole = self.patches(batch, rows), replace(batch, shared=None)
+            plain = self.model.run(whole).logits
             try:
-                changed = (self.model.run(batch.model_batch, patches=patches).logits - plain).abs().max()
+                changed = (self.model.run(whole, patches=patches).logits - plain).abs().max()
             except ModelError as error:
-                raise _refused(error, next(i for i in rows if i)) from error
+                raise _refused(error, rows[0]) from error
             worst = max(worst, float(changed))
         if worst > SELF_TOLERANCE:
             what = f"a run's own activations, patched into it, change its logits by {worst:.2g}"
@@ -143,59 +148,95 @@ class Engine:
             LOG.warning("a run's own activations, patched into it, change its logits by %.2g", worst)
         return worst
 
-    def patches(self, batch: Batch, rows: Sequence[Row], own: Mapping[Site, Tensor] | None = None) -> list[Patch]:
+    def share_check(self, interventions: Sequence[Intervention]) -> float:
+        """Largest difference of a logit between patched runs that begin as the unpatched one and whole ones.
+
+        Raises:
+            ModelError: it is more than `SELF_TOLERANCE` on a model of 32 bits or more; 16 bits round, of which
+                there is only a warning.
+        """
+        worst = 0.0
+        for batch, rows in self._forks(interventions):
+            patches = self.patches(batch, rows)
+            part, whole = (self.model.run(b, patches=patches).logits for b in (batch, replace(batch, shared=None)))
+            worst = max(worst, float((part - whole).abs().max()))
+        if worst > SELF_TOLERANCE and self.model.dtype.itemsize >= EXACT_BYTES:
+            what = f"leaving out what a patch does not change changes logits by {worst:.2g}"
+            raise ModelError(what, self.model.name, "patching is not to be trusted on this model: report it")
+        if worst > SELF_TOLERANCE:
+            LOG.warning("leaving out what a patch does not change changes logits by %.2g (rounding)", worst)
+        return worst
+
+    def patches(self, batch: Batch, rows: Sequence[Intervention]) -> list[Patch]:
         """One patch per site that any row writes; a row that does not write it is left alone.
 
         Args:
-            batch: one row per intervention.
+            batch: a fork, one row per intervention.
             rows: the interventions.
-            own: the batch's own unpatched activations at the sites that are read from them.
         """
-        targets = sorted({Site(i.site, layer) for i in rows if i for layer in i.receiver_layers})
-        return [self._patch(batch, rows, site, own or {}) for site in targets]
+        targets = sorted({Site(i.site, layer) for i in rows for layer in i.receiver_layers})
+        return [self._patch(batch, rows, site) for site in targets]
 
-    def _patch(self, batch: Batch, rows: Sequence[Row], target: Site, own: Mapping[Site, Tensor]) -> Patch:
+    def _patch(self, batch: Batch, rows: Sequence[Intervention], target: Site) -> Patch:
         starts: list[int | None] = []
         values: list[Tensor] = []
         for row, (i, span) in enumerate(zip(rows, batch.spans, strict=True)):
-            if i is None or i.span_start is None or i.site != target.kind or target.layer not in i.receiver_layers:
+            if i.span_start is None or i.site != target.kind or target.layer not in i.receiver_layers:
                 starts.append(None)
                 continue
             start = span[0] + i.span_start
             source = Site(i.site, i.donor_layers[i.receiver_layers.index(target.layer)])
             starts.append(start)
             if i.donor_run == "image":
-                values.append(own[source][row, start : start + i.span_length])
+                values.append(self._own(batch, row, source)[start : start + i.span_length])
             else:
                 values.append(self.donors.values(i, source))
-        lengths = [i.span_length if i else 0 for i in rows]
-        where = span_mask(starts, lengths, int(batch.groups["last"].shape[1]))
+        where = span_mask(starts, [i.span_length for i in rows], int(batch.groups["last"].shape[1]))
         return Patch(target, where, torch.cat([v.to(batch.groups["last"].device) for v in values]))
 
-    def _rounds(self, interventions: Sequence[Intervention]) -> Iterator[tuple["_Captured", list[Row]]]:
-        """Batches of questions of like length; of each batch one round per intervention that a question has, so that
-        the pictures are embedded and the own activations read once for all of them.
+    def _own(self, batch: Batch, row: int, source: Site) -> Float[Tensor, "seq d_model"]:
+        """What the row's unpatched run holds at a site."""
+        if batch.shared is None:
+            raise ModelError("a batch without its unpatched run", self.model.name, "give a fork of a trunk")
+        return batch.shared.trunk.activations[source][batch.shared.rows[row]]
+
+    def _forks(self, interventions: Sequence[Intervention]) -> Iterator[tuple[Batch, list[Intervention]]]:
+        """Interventions as rows: questions of like length share an unpatched run, and its forks hold rows that begin at
+        like layers and positions.
         """
         of: dict[str, list[Intervention]] = {}
         for i in dict.fromkeys(interventions):
             of.setdefault(i.question_id, []).append(i)
         ids = list(of)
         for index, batch in self.model.batches([self.prompts[q] for q in ids], self.batch):
-            chosen = [of[ids[j]] for j in index]
-            captured = _Captured(batch, self._own(batch, {i for row in chosen for i in row}))
-            for k in range(max(map(len, chosen))):
-                yield captured, [row[k] if k < len(row) else None for row in chosen]
+            asked = [ids[j] for j in index]
+            trunk = self._trunk(asked, batch, [i for q in asked for i in of[q]])
+            rows = [(row, i) for row, q in enumerate(asked) for i in of[q]]
+            rows.sort(key=lambda r: _beginning(r[1], batch.spans[r[0]][0]))
+            for at in range(0, len(rows), self.batch):
+                part = rows[at : at + self.batch]
+                yield trunk.fork([row for row, _ in part]), [i for _, i in part]
 
-    def _own(self, batch: Batch, interventions: Collection[Intervention]) -> dict[Site, Tensor]:
-        """The batch's unpatched activations where interventions read them."""
-        read = {Site(i.site, layer) for i in interventions if i.donor_run == "image" for layer in i.donor_layers}
-        return self.model.run(batch, capture=read).activations if read else {}
+    def _trunk(self, asked: Sequence[str], batch: Batch, interventions: Sequence[Intervention]) -> Trunk:
+        """The unpatched run of some questions, from before where it holds what these interventions need."""
+        key = tuple(asked)
+        layers = {_beginning(i, 0)[0] for i in interventions if i.receiver_layers}
+        own = {Site(i.site, n) for i in interventions if i.donor_run == "image" for n in i.donor_layers}
+        old = self._trunks.pop(key, None)
+        if old is None or not own <= set(old.activations) or not layers <= old.begins:
+            layers |= old.begins if old else set()
+            old = self.model.trunk(batch, layers, own)
+        self._trunks[key] = old
+        while len(self._trunks) > KEPT_TRUNKS:
+            self._trunks.popitem(last=False)
+        return old
 
 
-@dataclass(frozen=True)
-class _Captured:
-    model_batch: Batch
-    own: Mapping[Site, Tensor]
+def _beginning(i: Intervention, first_image: int) -> tuple[int, int]:
+    """First layer and position that an intervention changes; one that changes nothing comes last."""
+    if i.span_start is None:
+        return (sys.maxsize, sys.maxsize)
+    return (Site(i.site, min(i.receiver_layers)).first_changed, first_image + i.span_start)
 
 
 def _refused(error: ModelError, first: Intervention) -> ModelError:

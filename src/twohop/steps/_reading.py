@@ -328,10 +328,11 @@ def _patched(reader: Reader, vectors: Float[Tensor, "item d_model"], layer: int)
     model, params, tokens = reader.model, reader.params, reader.tokens
     before, after = split_prompt(params.patchscope_prompt)
     target = site(layer) if params.patchscope_target == "same" else site(0)
+    trunk = model.trunk(model.batch([Prompt(before, "?", after)]), [target.first_changed])
     rows: list[dict[str, Any]] = []
     for at in range(0, len(vectors), params.batch):
         values = vectors[at : at + params.batch].to(model.device)
-        batch = model.batch([Prompt(before, "?", after)] * len(values))
+        batch = trunk.fork([0] * len(values))
         patch = Patch(target, batch.groups["entity_last"], values)
         logprobs = model.run(batch, patches=[patch]).logits[:, tokens].log_softmax(-1).cpu()
         texts = model.generate(batch, params.patchscope_tokens, [patch])
@@ -411,7 +412,5 @@ def _windows(model: Model, batch: Batch, windows: Sequence[Window], tokens: list
     """Per row: logits of the tokens, (window + 1, token)."""
     last, seen = batch.groups["last"], entity_tokens(batch)
     cuts = [Knockout(window.start, window.stop, last, seen) for _, window in windows]
-    plain = model.run(batch).logits[:, tokens]
-    blocked = model.blocked_logits(batch, cuts)[:, :, tokens]
-    for row in torch.cat([plain[None], blocked]).transpose(0, 1).cpu():
+    for row in model.blocked_logits(batch, cuts)[:, :, tokens].transpose(0, 1).cpu():
         yield row.double().tolist()

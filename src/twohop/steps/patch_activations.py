@@ -4,7 +4,8 @@ inputs: the questions with pictures, the VLM's and its backbone's answers and ac
 attribution's position scores. outputs: one row per question and intervention, and what they say.
 1. Sets: `lost` (backbone right, VLM wrong, recognised) and `kept` (both right).
 2. Interventions: which activations go where (`analysis.Intervention`); one engine (`steps._intervening`) runs them all.
-   It first patches runs with their own activations: no logit may change.
+   It first patches runs with their own activations: no logit may change; and runs that begin as the unpatched one
+   must give what whole ones give.
 3. Patched greedy answers, graded, and log P of the right answer. What is finished together is a small file in the work
    folder, named by the digest of its interventions, so a killed job resumes.
 4. The sweep: layers x site x span, by log P; greedy answers along its main curve.
@@ -200,13 +201,25 @@ def _bench(
 
 
 def _self_check(bench: _Bench) -> dict[str, object]:
-    """Every site of a few questions' own runs, patched into them: no logit may change."""
+    """Every site of a few questions' own runs, patched into them: no logit may change. Patches at a middle layer: as in
+    whole runs.
+    """
     ids, layers = list(bench.drawn)[:SELF_CHECKED], tuple(range(bench.model.n_layers))
     sites = list(dict.fromkeys(("resid_post", *bench.params.sweep_sites)))
     planned = [bench.planner.unchanged(i, site, layers) for site in sites for i in ids]
     changed = bench.engine.self_check(planned)
     log.info("self-check: own activations of %d questions change a logit by at most %g", len(ids), changed)
-    return {"largest_logit_change": changed, "n_questions": len(ids), "sites": sites, "n_layers": len(layers)}
+    middle = (len(bench.shared[0]) // 2,)
+    parted = [bench.planner.heuristic(i, "sweep", i, middle, site) for site in bench.params.sweep_sites for i in ids]
+    differs = bench.engine.share_check(parted)
+    log.info("self-check: leaving out what a patch does not change changes a logit by at most %g", differs)
+    return {
+        "largest_logit_change": changed,
+        "largest_shared_change": differs,
+        "n_questions": len(ids),
+        "sites": sites,
+        "n_layers": len(layers),
+    }
 
 
 def _outcomes(bench: _Bench) -> pl.DataFrame:

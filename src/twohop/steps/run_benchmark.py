@@ -50,10 +50,15 @@ class Bench:
         write: Callable[[Batch], list[str]] = lambda batch: self.model.generate(batch, self.params.max_new_tokens)  # noqa: E731
         return ask_in_parts(self.model, self.job.work, name, prompts, self.params.batch, write)
 
-    def best_names(self, name: str, prompts: list[Prompt], names: list[str]) -> list[str]:
-        """The most probable name after each prompt."""
-        rank: Callable[[Batch], list[str]] = lambda batch: [names[i] for i in self.model.best_names(batch, names)]  # noqa: E731
-        return ask_in_parts(self.model, self.job.work, name, prompts, self.params.batch, rank)
+    def names(self, part: str, prompts: list[Prompt], names: list[str]) -> tuple[list[str], list[str]]:
+        """What is written after each prompt, and the most probable name."""
+
+        def both(batch: Batch) -> list[list[str]]:
+            written, best = self.model.name_answers(batch, self.params.max_new_tokens, names)
+            return [[text, names[i]] for text, i in zip(written, best, strict=True)]
+
+        found = ask_in_parts(self.model, self.job.work, part, prompts, self.params.batch, both)
+        return [text for text, _ in found], [name for _, name in found]
 
 
 def run(job: Job) -> Summary:
@@ -146,9 +151,7 @@ def _recognise(bench: Bench, style: str, prompt_id: int) -> pl.DataFrame:
     before, after = split_prompt(bench.params.recognition_prompts[prompt_id])
     pictures = encode_by_id(bench.model, bench.open_picture, bench.manifest, shown["picture_id"])
     prompts = [Prompt(before, None, after, pictures[p]) for p in shown["picture_id"]]
-    part = f"recognition-{style}-{prompt_id}"
-    answers = bench.answers(part, prompts)
-    ranked = bench.best_names(f"{part}-ranked", prompts, bench.entities["name"].to_list())
+    answers, ranked = bench.names(f"recognition-{style}-{prompt_id}", prompts, bench.entities["name"].to_list())
     matched = _grade_names(bench, shown["entity_id"].to_list(), answers)
     names = dict(bench.entities.select("entity_id", "name").iter_rows())
     true_names = [names[e] for e in shown["entity_id"]]

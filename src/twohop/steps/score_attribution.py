@@ -249,10 +249,12 @@ def _validate(
         groups = {g: m[0] for g, m in clean.groups.items() if bool(m.any())}
         rng = np.random.default_rng([params.seed, i])
         chosen = [(s, h, g) for s in sites for h in _heads(model, s, params.validate_heads, rng) for g in groups]
-        prompt = twins.prompts([twins.clean[i]])
+        # nodes that a run may begin at stand together, so that it leaves out more
+        chosen.sort(key=lambda node: (node[0].first_changed, int(groups[node[2]].nonzero()[0])))
+        trunk = model.trunk(clean, {s.first_changed for s in sites})
         changes = patch_nodes(
             runner,
-            lambda n, p=prompt: model.batch(p * n),
+            lambda n, t=trunk: t.fork([0] * n),
             model.run(corrupted, capture=sites).activations,
             [Node(site, groups[group], head) for site, head, group in chosen],
             twins.contrast.rows([i]),
