@@ -37,9 +37,7 @@ def finished_part(work: Path, name: str, make: Callable[[], list[T]]) -> list[T]
 
 
 def ask(model: Model, prompts: Sequence[Prompt], size: int, answer: Callable[[Batch], list[T]], what: str) -> list[T]:
-    """The answers of all prompts in their order, with progress in the log; what prompts begin with in common is run once
-    (`Model.share`).
-    """
+    """The answers of all prompts in their order, with progress in the log; common beginnings are run once."""
     found: dict[int, T] = {}
     start = time.monotonic()
     for index, batch in model.share(prompts, size):
