@@ -42,8 +42,10 @@ RANK_TOLERANCE = 1e-12
 SLOPE = 0.5
 """A step is long enough when it has halved the slope along its direction."""
 NEGLIGIBLE = -57.0
-"""A probability below the likeliest one's by e to this counts as 0: far below what a gradient in float32 can show. Left
-alone such numbers become subnormal where a fit is sure of its rows, and a matrix product of them takes 70 times as long.
+"""A probability below the likeliest one's by e to this counts as 0: far below what a gradient in float32 can show.
+
+Left alone, such numbers become subnormal where a fit is sure of its rows, and a matrix product of them takes 70 times
+as long.
 """
 TRIALS = 12
 """Trial steps of one line search; one or two are usual."""
