@@ -230,7 +230,7 @@ def _prefill(
     model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout] = ()
 ) -> tuple[Any, Float[Tensor, "batch vocab"]]:
     if batch.shared is not None:
-        return resume(model, batch, patches, knockouts)
+        return resume(model, batch, patches, knockouts)[:2]
     cache, shape = DynamicCache(config=model.net.config.get_text_config()), model.shape(batch)
     with hooked(model.decoder, shape, (), patches), knocked_out(model.decoder, knockouts, shape[:2]):
         return cache, model.forward(batch, cache)

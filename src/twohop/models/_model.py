@@ -148,14 +148,20 @@ class Model:
             index = order[i : i + size]
             yield index, self.batch([prompts[j] for j in index])
 
-    def share(self, prompts: Sequence[Prompt], size: int) -> Iterator[tuple[list[int], Batch]]:
+    def share(
+        self, prompts: Sequence[Prompt], size: int, capture: Collection[Site] = ()
+    ) -> Iterator[tuple[list[int], Batch]]:
         """As `batches`, but what prompts have in common up to the end of their name or picture is run once for all.
 
-        For whatever answers: `generate`, `reply`, `name_answers`. Nothing is shared where that saves little, or where a
-        family's prompts see their ends from their beginnings.
+        Nothing is shared where that saves little, or where a family's prompts see their ends from their beginnings.
+
+        Args:
+            prompts: any.
+            size: prompts in a forward pass.
+            capture: sites that `run` will be asked for.
         """
         with torch.no_grad():
-            yield from _share.batches(self, prompts, size)
+            yield from _share.batches(self, prompts, size, capture)
 
     def embed(self, batch: Batch) -> Float[Tensor, "batch seq d_model"]:
         """Token embeddings with the pictures' features in place."""
@@ -209,15 +215,15 @@ class Model:
             grad: keep activations in the graph (`run.activations[site].grad` after a backward pass).
             knockouts: attention edges to cut.
 
-        Of a batch that begins as an earlier run (`Trunk.fork`) only what patches and knockouts change is computed,
-        unless activations are wanted.
+        Of a batch that begins as an earlier run (`Trunk.fork`, `share`) only what differs from it is computed.
 
         Raises:
             ModelError: a site or a knockout does not fit the model (promise X1).
         """
-        if batch.shared is not None and not capture:
+        if batch.shared is not None and not grad:
             with torch.no_grad():
-                return Run(_trunk.resume(self, batch, patches, knockouts, whole=False)[1], {})
+                _, logits, found = _trunk.resume(self, batch, patches, knockouts, capture, whole=False)
+            return Run(logits, {site: a.to(self.device) for site, a in found.items()})
         with torch.enable_grad() if grad else torch.no_grad():
             shape = self.shape(batch)
             with (

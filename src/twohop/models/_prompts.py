@@ -58,6 +58,8 @@ class Encoded:
     """[start, end) of the name's tokens, or from the picture's first image token to its last; (0, 0) for plain text."""
     image: tuple[bool, ...] = ()
     """Which of [start, end) are image tokens: families write row ends and the like between them."""
+    gaps: tuple[tuple[int, int], ...] = ()
+    """[start, end) of tokens that are padding, ascending."""
 
 
 @dataclass(frozen=True)
@@ -265,8 +267,11 @@ def pad(
         stop = shift + len(e.ids)
         ids[row, shift:stop] = torch.tensor(e.ids)
         mask[row, shift:stop] = 1
+        for low, high in e.gaps:
+            mask[row, shift + low : shift + high] = 0
         spans.append((e.start + shift, e.end + shift) if e.end else (0, 0))
         _mark(groups, row, spans[-1], stop, e.image if is_picture else None)
+    groups["question"] &= mask.bool()
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     moved = {name: group.to(device) for name, group in groups.items()}
     return ids.to(device), mask.to(device), positions.to(device), spans, moved

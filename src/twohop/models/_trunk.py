@@ -46,9 +46,7 @@ def grow(model: "Model", batch: Batch, layers: Collection[int], capture: Collect
     kept = {Site("resid_post", ran[i - 1]) for i in (ran.index(n) for n in layers if n in ran) if i}
     if model.n_layers in layers:
         kept.add(Site("resid_post", ran[-1]))
-    cache = DynamicCache()  # without the config: layers with a window keep everything, so that they can be cut anywhere
-    with hooked(model.decoder, model.shape(batch), {*capture, *kept}) as found:
-        logits = model.forward(batch, cache)
+    cache, logits, found = resume(model, batch, capture={*capture, *kept})
     resid = {site.layer: found[site] for site in kept}
     activations = {site: found[site].to(model.device) for site in capture}
     return Trunk(batch, logits, cache, resid, activations, frozenset(layers))
@@ -61,33 +59,47 @@ def passed(decoder: Decoder, batch: Batch) -> tuple[int, ...]:
 
 
 def resume(
-    model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout] = (), whole: bool = True
-) -> tuple[Any, Float[Tensor, "batch vocab"]]:
-    """Cache and logits at `last` of a batch that begins as a trunk.
+    model: "Model",
+    batch: Batch,
+    patches: Sequence[Patch] = (),
+    knockouts: Sequence[Knockout] = (),
+    capture: Collection[Site] = (),
+    whole: bool = True,
+) -> tuple[Any, Float[Tensor, "batch vocab"], dict[Site, Float[Tensor, "batch seq d_model"]]]:
+    """Cache, logits at `last` and activations of a batch, which may begin as a trunk.
 
     Args:
         model: the model.
-        batch: with `shared`.
+        batch: with `shared`, or without: then all of it is run.
         patches: as `Model.run`.
         knockouts: as `Model.run`.
+        capture: as `Model.run`.
         whole: the cache is needed for what is written afterwards.
     """
     shared, start = batch.shared, begin(model, batch, patches, knockouts)
+    if shared is not None and not _known(shared, start, capture):
+        start = Start(0, 0)
     if shared is None or start == Start(0, 0):
-        cache = DynamicCache()
+        cache = DynamicCache()  # without the config: layers with a window keep everything, so they can be cut anywhere
         with (
-            hooked(model.decoder, model.shape(batch), (), patches),
+            hooked(model.decoder, model.shape(batch), capture, patches) as found,
             knocked_out(model.decoder, knockouts, model.shape(batch)[:2]),
         ):
-            return cache, model.forward(batch, cache)
+            logits = model.forward(batch, cache)
+        return cache, logits, found
     rows = torch.tensor(shared.rows, dtype=torch.long, device=model.device)
     cache = _cut(model, shared, rows, start)
     if start.position == batch.input_ids.shape[1]:
-        return cache, shared.trunk.logits[rows]
-    logits = _pass(model, batch, shared, start, rows, cache, patches, knockouts)
+        return cache, shared.trunk.logits[rows], {s: _chosen(shared.trunk.activations[s], rows) for s in capture}
+    logits, found = _pass(model, batch, shared, start, rows, cache, patches, knockouts, capture)
     if whole:
         cache.layers[: start.layer] = [_layer(old, rows, None) for old in shared.trunk.cache.layers[: start.layer]]
-    return cache, logits
+    return cache, logits, found
+
+
+def _known(shared: Shared, start: Start, capture: Collection[Site]) -> bool:
+    """The trunk holds what is captured and not run."""
+    return not capture or (not start.layer and set(capture) <= set(shared.trunk.activations))
 
 
 def begin(model: "Model", batch: Batch, patches: Sequence[Patch], knockouts: Sequence[Knockout]) -> Start:
@@ -141,8 +153,9 @@ def _pass(
     cache: Any,
     patches: Sequence[Patch],
     knockouts: Sequence[Knockout],
-) -> Float[Tensor, "batch vocab"]:
-    """One pass over the layers and positions from the start on."""
+    capture: Collection[Site],
+) -> tuple[Float[Tensor, "batch vocab"], dict[Site, Float[Tensor, "batch seq d_model"]]]:
+    """One pass over the layers and positions from the start on; activations are those of all positions."""
     at, (n, seq, d_model) = start.position, model.shape(batch)
     cut = [Patch(p.site, p.where[:, at:], p.values, p.head) for p in patches]
     last = batch.groups["last"][:, at:]
@@ -150,7 +163,7 @@ def _pass(
     extra = {k: v[:, at:] for k, v in batch.extra.items() if k in FROM_LATER} if at else dict(batch.extra)
     with (
         _skipping(model, batch, shared, start, rows),
-        hooked(model.decoder, (n, seq - at, d_model), (), cut),
+        hooked(model.decoder, (n, seq - at, d_model), capture, cut) as found,
         knocked_out(model.decoder, knockouts, (n, seq)),
     ):
         out = model.net(
@@ -163,7 +176,9 @@ def _pass(
             **extra,
         )
     logits = out.logits[:, -1] if at_end else out.logits[last]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    before = {site: shared.trunk.activations[site][:, :at] for site in capture}
+    whole = {s: torch.cat([_chosen(before[s], rows).to(a.device), a], 1) for s, a in found.items()}
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), whole
 
 
 @contextlib.contextmanager

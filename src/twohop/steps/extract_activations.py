@@ -253,7 +253,7 @@ def extract_chunk(
     pooled = {(k, g): np.empty(shape, np.float32) for k in layout.kinds for g in layout.groups}
     tokens: dict[str, list[np.ndarray]] = {k: [np.empty(0)] * len(rows) for k in layout.kinds}
     prompts = [Prompt(r.before, r.name, r.after, seen) for r, seen in zip(rows, eyes.see(rows), strict=True)]
-    for index, batch in model.batches(prompts, size):
+    for index, batch in model.share(prompts, size, sites):
         found = model.run(batch, sites)
         for kind in layout.kinds:
             for group in layout.groups:
