@@ -203,9 +203,7 @@ def test_name_logprobs_do_not_depend_on_how_rows_are_cut(monkeypatch: pytest.Mon
     torch.testing.assert_close(model.name_logprobs(batch, NAMES), whole, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 100])
-def test_best_names_are_the_exact_maxima(tiny: Case, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(generation, "CANDIDATES_PER_ROUND", at_once)
+def test_best_names_are_the_exact_maxima(tiny: Case) -> None:
     batch = tiny.model.batch(prompts(tiny))
     assert tiny.model.best_names(batch, NAMES) == tiny.model.name_logprobs(batch, NAMES).argmax(1).tolist()
 
@@ -215,7 +213,6 @@ def test_best_names_leave_out_what_cannot_win(monkeypatch: pytest.MonkeyPatch) -
     scored: list[int] = []
     original = generation._scores
     monkeypatch.setattr(generation, "_scores", lambda *a: scored.append(len(a[-1])) or original(*a))
-    monkeypatch.setattr(generation, "CANDIDATES_PER_ROUND", 1)
     batch = model.batch(prompts(model))
     model.best_names(batch, NAMES)
     assert 0 < sum(scored) < len(NAMES) * len(batch)

@@ -25,8 +25,6 @@ from twohop.models._trunk import resume
 if TYPE_CHECKING:
     from twohop.models._model import Model
 
-CANDIDATES_PER_ROUND = 4
-"""Names scored per picture and round of the branch and bound."""
 ROWS_AT_ONCE = 128
 """Rows of one continuation; bounds the copies of the prefix's cache."""
 
@@ -158,7 +156,7 @@ def _rank(
     while True:
         rows: list[tuple[int, int]] = []
         for r in range(len(batch)):
-            ahead = order[r][tried[r] : tried[r] + CANDIDATES_PER_ROUND]
+            ahead = order[r][tried[r] : 2 * tried[r] + 1]  # one, two, four: the first one is often enough
             ahead = [n for n in ahead if float(bounds[r, n]) >= best[r][0]]
             tried[r] += len(ahead)
             rows += [(r, n) for n in ahead]

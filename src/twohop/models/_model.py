@@ -43,6 +43,7 @@ class Model:
         self.card, self.tokens = card, tokens
         self.net: Any = net.eval().requires_grad_(False)
         self.decoder = Decoder(net, layout)
+        _unembed_in_one_product(self.net)
         self.device, self.dtype = compute_device(net), next(net.parameters()).dtype
         raw = tokens.raw
         self.stop_ids = _stop_ids(self.net, raw)
@@ -357,6 +358,15 @@ class Model:
         """Index of the most probable name per row; exact, the first one when two are equal."""
         with torch.no_grad():
             return _generate.best_names(self, batch, names)
+
+
+def _unembed_in_one_product(net: Any) -> None:
+    """The last position is a slice of the residual that is not contiguous: a product per row would unembed it,
+    several times slower on a CPU.
+    """
+    head = net.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        head.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(), *args[1:]))
 
 
 def _stop_ids(net: Any, tokenizer: Any) -> frozenset[int]:

@@ -20,7 +20,7 @@ from twohop.analysis import accuracy, grade, recognised
 from twohop.config import RunBenchmark
 from twohop.data import open_pictures
 from twohop.models import Batch, Model, Picture, Prompt, open_model
-from twohop.steps._asking import ask_in_parts, encode_by_id, split_prompt
+from twohop.steps._asking import KeptPictures, ask_in_parts, split_prompt
 from twohop.steps._step import Job, Step, Summary
 from twohop.store import read_table, schemas, write_json, write_table
 
@@ -43,7 +43,7 @@ class Bench:
     entities: pl.DataFrame
     questions: pl.DataFrame
     manifest: pl.DataFrame
-    open_picture: Callable[[str], Image.Image]
+    pictures: KeptPictures
 
     def answers(self, name: str, prompts: list[Prompt]) -> list[str]:
         """Greedy answers."""
@@ -76,14 +76,15 @@ def run(job: Job) -> Summary:
 
 
 def _open(job: Job, picture: Callable[[str], Image.Image]) -> Bench:
+    model, manifest = open_model(job.input("card")), read_table(job.input("manifest"), schemas.MANIFEST)
     return Bench(
         job,
         job.section(RunBenchmark),
-        open_model(job.input("card")),
+        model,
         read_table(job.input("entities"), schemas.ENTITIES),
         read_table(job.input("questions"), schemas.QUESTIONS),
-        read_table(job.input("manifest"), schemas.MANIFEST),
-        picture,
+        manifest,
+        KeptPictures(model, picture, manifest),
     )
 
 
@@ -96,8 +97,8 @@ def _text(bench: Bench) -> pl.DataFrame:
 
 def _image(bench: Bench) -> pl.DataFrame:
     rows = list(bench.questions.iter_rows(named=True))
-    pictures = encode_by_id(bench.model, bench.open_picture, bench.manifest, bench.questions["picture_id"])
-    prompts = [Prompt(q["before"], None, q["after"], pictures[q["picture_id"]]) for q in rows]
+    pictures = bench.pictures.take(bench.questions["picture_id"].to_list())
+    prompts = [Prompt(q["before"], None, q["after"], p) for q, p in zip(rows, pictures, strict=True)]
     shown = [f"{q['before']}<{q['picture_id']}>{q['after']}" for q in rows]
     return _graded(bench, "image", shown, bench.answers("image", prompts))
 
@@ -149,8 +150,7 @@ def _recognise(bench: Bench, style: str, prompt_id: int) -> pl.DataFrame:
     """One style under one prompt: free naming, and the best of all names."""
     shown = bench.manifest.filter((pl.col("style") == style) & (pl.col("status") == "ok"))
     before, after = split_prompt(bench.params.recognition_prompts[prompt_id])
-    pictures = encode_by_id(bench.model, bench.open_picture, bench.manifest, shown["picture_id"])
-    prompts = [Prompt(before, None, after, pictures[p]) for p in shown["picture_id"]]
+    prompts = [Prompt(before, None, after, p) for p in bench.pictures.take(shown["picture_id"].to_list())]
     answers, ranked = bench.names(f"recognition-{style}-{prompt_id}", prompts, bench.entities["name"].to_list())
     matched = _grade_names(bench, shown["entity_id"].to_list(), answers)
     names = dict(bench.entities.select("entity_id", "name").iter_rows())
