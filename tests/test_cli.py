@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from twohop.steps._names import STEPS
 
 
@@ -23,6 +25,22 @@ def test_help_lists_every_step_and_imports_nothing_heavy(tmp_path: Path) -> None
     assert "HEAVY set()" in out
     for step in STEPS:
         assert f"\n    {step}" in out
+
+
+@pytest.mark.parametrize(
+    ("step", "heavy"),
+    [
+        ("curate_entities", {"torch", "transformers"}),
+        ("fetch_images", {"torch", "transformers"}),
+        ("plot_figures", {"transformers"}),
+        ("render_report", {"transformers"}),
+    ],
+)
+def test_steps_without_a_model_import_no_library_of_models(step: str, heavy: set[str]) -> None:
+    """torch comes with `twohop.analysis`, of which the figures take the statistics."""
+    code = f"import sys, twohop.cli, twohop.steps._run, twohop.steps.{step}\nprint(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not (heavy | {"snakemake", "dvc"}) & set(out.split())
 
 
 def test_b01_a_bad_file_gives_exit_code_2_and_no_traceback(tmp_path: Path) -> None:

@@ -17,9 +17,16 @@ _DISTRIBUTIONS = {"PIL": "pillow"}
 _DATA_SUFFIXES = {".html", ".css", ".js", ".mplstyle", ".json"}
 
 
+@functools.cache
 def source_root() -> Path:
     """The folder that holds the package's folder."""
     return Path(__file__).resolve().parents[2]
+
+
+@functools.lru_cache(maxsize=1024)
+def parse(source: bytes) -> ast.Module:
+    """The syntax tree of a source file, to look at: imports and digests are read from the same one."""
+    return ast.parse(source)
 
 
 def closure(module: str, *, loaded: bool = False) -> tuple[Path, ...]:
@@ -65,7 +72,7 @@ def libraries(module: str) -> frozenset[str]:
     names: set[str] = set()
     for file in closure(module):
         if file.suffix == ".py":
-            for node in ast.walk(ast.parse((source_root() / file).read_bytes())):
+            for node in ast.walk(parse((source_root() / file).read_bytes())):
                 if isinstance(node, ast.Import):
                     names |= {a.name.split(".")[0] for a in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
@@ -84,7 +91,7 @@ def _is_module(name: str) -> bool:
 
 @functools.cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_bytes())
+    return parse(_file(module).read_bytes())
 
 
 @functools.cache
@@ -113,7 +120,13 @@ def _owner(package: str, name: str) -> str:
     return f"{package}.{name}" if _is_module(f"{package}.{name}") else package
 
 
-def _imports(module: str, loaded: bool) -> Iterator[str]:
+@functools.cache
+def _imports(module: str, loaded: bool) -> tuple[str, ...]:
+    """Modules that one leads to; asked for once per step that reaches it, and the same for all."""
+    return tuple(dict.fromkeys(_walk(module, loaded)))
+
+
+def _walk(module: str, loaded: bool) -> Iterator[str]:
     parent = module.rpartition(".")[0]
     if parent and (loaded or _exports(parent) is None):
         yield parent

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from twohop.errors import TwohopError
-from twohop.lineage._closure import libraries, project_closure, steps_of
+from twohop.lineage._closure import libraries, parse, project_closure, steps_of
 from twohop.lineage._files import write_text
 from twohop.lineage._records import digest_of
 
@@ -76,7 +76,7 @@ def code_digest(file: Path) -> str:
 @functools.lru_cache(maxsize=1024)
 def _python(data: bytes, name: str) -> str:
     try:
-        tree = ast.parse(data)
+        tree = parse(data)
     except SyntaxError as error:
         raise TwohopError(f"does not parse: {error.msg}", f"{name}, line {error.lineno}", "correct the line") from None
     return hashlib.sha256(_canonical(tree).encode()).hexdigest()

@@ -10,6 +10,7 @@ times and neither engine.
 """
 # pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
+import functools
 import logging
 import os
 import shutil
@@ -157,8 +158,14 @@ def _is_protected(path: Path) -> bool:
 def _locked_stages() -> Iterable[dict[str, Any]]:
     if not _LOCK.exists():
         return ()
+    return _stages_in(_LOCK.read_bytes())
+
+
+@functools.lru_cache(maxsize=1)
+def _stages_in(lock: bytes) -> tuple[dict[str, Any], ...]:
+    """Stages of a dvc.lock, which a run without work asks for three times."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(_LOCK.read_bytes(), Loader=loader).get("stages", {}).values()
+    return tuple(yaml.load(lock, Loader=loader).get("stages", {}).values())
 
 
 def in_step() -> bool:
