@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ruamel.yaml import YAML
 
 from twohop.config import load_params, parse_params
 from twohop.errors import ConfigError
@@ -174,6 +175,42 @@ def test_b02_value_that_two_yaml_versions_read_differently(tmp_path, old, new, l
         load_params(path)
     (found,) = caught.value.what.splitlines()
     assert found.startswith(line)
+
+
+SCALARS = [
+    "yes",
+    "no",
+    "on",
+    "y",
+    "~",
+    "null",
+    "1e-3",
+    "1.0e-3",
+    "1e3",
+    ".5",
+    "5.",
+    "010",
+    "0o10",
+    "0x1F",
+    "0b11",
+    "1_000",
+    "12:30:00",
+    "2026-12-01",
+    ".inf",
+    ".nan",
+    "+1",
+    "-0",
+    "0.10",
+]
+
+
+@pytest.mark.parametrize("text", SCALARS)
+def test_b02_dvc_reads_a_value_as_the_check_does(text):
+    """DVC takes a parser in C where there is one, `load_params` never does."""
+    from dvc.utils.serialize import parse_yaml
+
+    line = f"a: {text}\n"
+    assert repr(parse_yaml(line, "params.yaml")) == repr(YAML(typ="safe", pure=True).load(line))
 
 
 @pytest.mark.parametrize(
