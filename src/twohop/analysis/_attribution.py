@@ -178,9 +178,10 @@ def attribute(
 def dot(
     change: Float[Tensor, "batch seq width"], grad: Float[Tensor, "batch seq width"], heads: int | None
 ) -> Float[Tensor, "batch seq ..."]:
-    """change . gradient over the whole width, or within each head; in double precision."""
-    product = change.double() * grad.to(change.device).double()
-    return product.sum(-1) if heads is None else product.unflatten(-1, (heads, -1)).sum(-1)
+    """change . gradient over the whole width, or within each head; summed in double precision."""
+    product = change * grad.to(change)
+    parts = product if heads is None else product.unflatten(-1, (heads, -1))
+    return parts.sum(-1, dtype=torch.float64)
 
 
 def check_aligned(clean: BatchLike, corrupted: BatchLike) -> None:
