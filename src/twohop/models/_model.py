@@ -19,7 +19,7 @@ from twohop.models._batch import assemble, check_padding
 from twohop.models._card import ModelCard
 from twohop.models._devices import compute_device
 from twohop.models._eyes import Eyes, open_eyes
-from twohop.models._hooks import hooked
+from twohop.models._hooks import hooked, unembedding_at_once
 from twohop.models._layout import Layout
 from twohop.models._prompts import Batch, Encoded, Picture, Prompt, Tokens, Trunk, pad
 from twohop.models._sites import Decoder, Patch, Site
@@ -43,7 +43,6 @@ class Model:
         self.card, self.tokens = card, tokens
         self.net: Any = net.eval().requires_grad_(False)
         self.decoder = Decoder(net, layout)
-        _unembed_in_one_product(self.net)
         self.device, self.dtype = compute_device(net), next(net.parameters()).dtype
         raw = tokens.raw
         self.stop_ids = _stop_ids(self.net, raw)
@@ -187,15 +186,16 @@ class Model:
     def forward(self, batch: Batch, cache: Any = None) -> Float[Tensor, "batch vocab"]:
         """Logits at `last` of every row (plumbing of `run` and `generate`)."""
         at_end = bool(batch.groups["last"][:, -1].all())
-        out = self.net(
-            **self._given(batch),
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=1 if at_end else 0,
-            **batch.extra,
-        )
+        with unembedding_at_once(self.net):
+            out = self.net(
+                **self._given(batch),
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=1 if at_end else 0,
+                **batch.extra,
+            )
         logits = out.logits[:, -1] if at_end else out.logits[batch.groups["last"]]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -358,15 +358,6 @@ class Model:
         """Index of the most probable name per row; exact, the first one when two are equal."""
         with torch.no_grad():
             return _generate.best_names(self, batch, names)
-
-
-def _unembed_in_one_product(net: Any) -> None:
-    """The last position is a slice of the residual that is not contiguous: a product per row would unembed it,
-    several times slower on a CPU.
-    """
-    head = net.get_output_embeddings()
-    if isinstance(head, nn.Linear):
-        head.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(), *args[1:]))
 
 
 def _stop_ids(net: Any, tokenizer: Any) -> frozenset[int]:

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from twohop.models._attention import Knockout, knocked_out
 from twohop.models._batch import FROM_LATER
-from twohop.models._hooks import hooked
+from twohop.models._hooks import hooked, unembedding_at_once
 from twohop.models._prompts import Batch, Shared, Trunk
 from twohop.models._sites import Decoder, Patch, Site
 
@@ -165,6 +165,7 @@ def _pass(
         _skipping(model, batch, shared, start, rows),
         hooked(model.decoder, (n, seq - at, d_model), capture, cut) as found,
         knocked_out(model.decoder, knockouts, (n, seq)),
+        unembedding_at_once(model.net),
     ):
         out = model.net(
             inputs_embeds=model.embed(batch)[:, at:],
