@@ -198,8 +198,8 @@ def _leaf(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def unembedding_at_once(net: Any) -> Generator[None]:
     """One matrix product for all rows' logits at `last`.
 
-    Their slice of the residual is not contiguous: as it is, each row would be a product of its own, several times slower
-    on a CPU.
+    Their slice of the residual is not contiguous: as it is, each row would be a product of its own, several times
+    slower on a CPU.
     """
     head = net.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
