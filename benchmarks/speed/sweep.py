@@ -49,9 +49,7 @@ class Sweep:
     def kept(self) -> Tensor:
         """Ours: patched rows begin as the unpatched run, which is made once."""
         trunk, found = self.model.trunk(self.batch, range(self.model.n_layers)), torch.empty(len(self.cells))
-        order = sorted(range(len(self.cells)), key=lambda i: (self.cells[i].layer, self.cells[i].start))
-        for at in range(0, len(order), SIZE):
-            index = order[at : at + SIZE]
+        for index in self.model.passes([(c.layer, c.start) for c in self.cells], self.batch, SIZE):
             fork, cells = trunk.fork([0] * len(index)), [self.cells[i] for i in index]
             found[index] = self.margin(self.model.run(fork, patches=_rows(cells, fork)).logits)
         return found
@@ -130,10 +128,11 @@ def image_case(world: World) -> Case:
         "own naive loop": sweep.one_by_one,
         "plain transformers, hooks, embeddings given": lambda: sweep.hooks(embedded),
         "plain transformers, hooks, picture given": lambda: sweep.hooks(pixels),
-        "nnsight": lambda: sweep.nnsight(embedded),
+        "nnsight, embeddings given": lambda: sweep.nnsight(embedded),
+        "nnsight, picture given": lambda: sweep.nnsight(pixels),
     }
     what = f"{len(sweep.cells) // n_spans} layers x {n_spans} spans on a picture of {model.n_image_tokens} tokens"
-    bars = [Bar("nnsight", 10), Bar("own naive loop", 5)]
+    bars = [Bar("nnsight, picture given", 10), Bar("nnsight, embeddings given", 10), Bar("own naive loop", 5)]
     return Case("sweep", f"{what}; logit difference", ways, lambda a, b: near(a, b, LOGITS), bars, sweep.needed())
 
 

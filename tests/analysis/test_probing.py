@@ -139,8 +139,8 @@ def test_two_entities_and_missing_labels() -> None:
 
 
 def test_memory_decides_how_many_layers_go_together() -> None:
-    assert layers_at_once(100, 64, 10, 2) > layers_at_once(500, 576, 64, 2) >= 1
-    assert layers_at_once(100_000, 8192, 1000, 5) == 1
+    assert layers_at_once(100, 64, 10) > layers_at_once(500, 576, 64) >= 1
+    assert layers_at_once(100_000, 8192, 1000) == 1
 
 
 def test_the_depth_of_resolution_has_an_interval_of_its_own() -> None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from twohop.analysis._logistic import Factors, bytes_of_problem, factorise, solve
+from twohop.analysis._logistic import Solution, Standardised, Start, bytes_of_problem, solve, standardise
 from twohop.analysis._statistics import Interval, bootstrap, entity_sums, ratio
 from twohop.errors import DataError
 
@@ -68,16 +68,16 @@ def fit_probes(
         raise DataError("a probe needs pictures of at least two entities", "training pictures", "raise n_entities")
     n = len(data.features)
     l2 = np.full(n, candidates[0]) if len(candidates) == 1 else choose_l2(data, candidates, folds, seed)
-    factors = factorise(torch.from_numpy(data.features))
+    features = standardise(torch.from_numpy(data.features))
     labels = [data.labels, shuffle_labels(data, seed).labels]
-    made = _fit(factors, np.tile(np.arange(n), 2), np.repeat(labels, n, axis=0), np.tile(l2, 2))
+    l2_twice = np.tile(l2, 2)
+    made = _probes(_fit(features, np.tile(np.arange(n), 2), np.repeat(labels, n, axis=0), l2_twice), l2_twice)
     return made[:n], made[n:]
 
 
-def layers_at_once(n_rows: int, d_model: int, n_entities: int, n_candidates: int) -> int:
+def layers_at_once(n_rows: int, d_model: int, n_entities: int) -> int:
     """How many layers `fit_probes` may take together within MEMORY; at least one."""
-    problems = max(2, n_candidates)
-    return max(1, MEMORY // (problems * bytes_of_problem(n_rows, d_model, n_entities)))
+    return max(1, MEMORY // (2 * bytes_of_problem(n_rows, d_model, n_entities)))
 
 
 def choose_l2(data: TrainingSet, candidates: Sequence[float], folds: int, seed: int) -> Float[np.ndarray, " layer"]:
@@ -160,27 +160,32 @@ def _fold_hits(
 ) -> Int[np.ndarray, "layer candidate"]:
     """Rows of the held-out fold that each layer's probe gets right under each L2 strength."""
     n, c = len(data.features), len(candidates)
+    hits = np.zeros((n, c), dtype=np.int64)
     if not held.any() or len(np.unique(data.labels[~held])) < 2:
-        return np.zeros((n, c), dtype=np.int64)
-    factors = factorise(torch.from_numpy(data.features[:, ~held]))
-    labels = np.tile(data.labels[~held], (n * c, 1))
-    probes = _fit(factors, np.repeat(np.arange(n), c), labels, np.tile(candidates, n))
-    hits = [(p.predict(data.features[i // c, held]) == data.labels[held]).sum() for i, p in enumerate(probes)]
-    return np.array(hits).reshape(n, c)
+        return hits
+    features = standardise(torch.from_numpy(data.features[:, ~held]))
+    labels, start = np.tile(data.labels[~held], (n, 1)), None
+    for k, strength in enumerate(candidates):  # each begins where the stronger one ended
+        l2 = np.full(n, strength)
+        solution = _fit(features, np.arange(n), labels, l2, start)
+        start = solution.end
+        for i, probe in enumerate(_probes(solution, l2)):
+            hits[i, k] = (probe.predict(data.features[i, held]) == data.labels[held]).sum()
+    return hits
 
 
 def _fit(
-    factors: Factors,
+    features: Standardised,
     layers: Int[np.ndarray, " problem"],
     labels: Int[np.ndarray, "problem row"],
     l2: Float[np.ndarray, " problem"],
-) -> list[Probe]:
-    """One probe per problem."""
+    start: Start | None = None,
+) -> Solution:
     tensors: list[Tensor] = [torch.from_numpy(np.ascontiguousarray(a)) for a in (layers, labels, l2)]
-    found = solve(factors, *tensors, n_entities=int(labels.max()) + 1)
-    return [
-        Probe(w, b, float(strength), bool(done))
-        for w, b, strength, done in zip(
-            found.weight.numpy(), found.bias.numpy(), l2, found.converged.tolist(), strict=True
-        )
-    ]
+    return solve(features, *tensors, n_entities=int(labels.max()) + 1, start=start)
+
+
+def _probes(found: Solution, l2: Float[np.ndarray, " problem"]) -> list[Probe]:
+    """One probe per problem."""
+    rows = zip(found.weight.numpy(), found.bias.numpy(), l2, found.converged.tolist(), strict=True)
+    return [Probe(w, b, float(strength), done) for w, b, strength, done in rows]

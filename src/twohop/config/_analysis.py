@@ -120,7 +120,7 @@ class RunBenchmark(Section):
     """Three conditions, two gates."""
 
     batch: int = Field(ge=1)
-    """Prompts in a forward pass."""
+    """Prompts in a forward pass; of short ones that continue what is kept, up to 160 tokens for each."""
     max_new_tokens: int = Field(ge=1, le=64)
     """Longest answer, in tokens."""
     recognition_prompts: list[str] = Field(min_length=1)
@@ -139,7 +139,7 @@ class ExtractActivations(Section):
     dtype: Literal["float32", "float16", "bfloat16"]
     """Number format on disk; bfloat16 and float16 take half the space of float32."""
     batch: int = Field(ge=1)
-    """Prompts in a forward pass."""
+    """Prompts in a forward pass; of short ones that continue what is kept, up to 160 tokens for each."""
     chunk_rows: int = Field(ge=1)
     """Rows of a chunk; extraction resumes per chunk."""
     shards: int = Field(
@@ -202,7 +202,7 @@ class PatchActivations(Section):
     n_boot: int = Field(ge=100)
     """Bootstrap draws over entities."""
     batch: int = Field(ge=1)
-    """Prompts in a forward pass."""
+    """Prompts in a forward pass; of short ones that continue what is kept, up to 160 tokens for each."""
     seed: int = Field(ge=0)
     """Seed of the draw of questions, the random spans and the wrong donors."""
 
@@ -264,7 +264,7 @@ class MeasureResolution(Section):
     knockout_stride: int = Field(ge=1)
     """Windows are centred at every n-th layer."""
     batch: int = Field(ge=1)
-    """Prompts in a forward pass."""
+    """Prompts in a forward pass; of short ones that continue what is kept, up to 160 tokens for each."""
     n_boot: int = Field(ge=100)
     """Bootstrap draws over entities."""
     permutations: int = Field(ge=100)
@@ -281,7 +281,7 @@ class RecoverRecall(Section):
     max_new_tokens: int = Field(ge=1, le=64)
     """Longest written name, in tokens; the answers have run_benchmark.max_new_tokens, so that strategies compare."""
     batch: int = Field(ge=1)
-    """Prompts in a forward pass."""
+    """Prompts in a forward pass; of short ones that continue what is kept, up to 160 tokens for each."""
     n_boot: int = Field(ge=100)
     """Bootstrap draws over entities."""
     seed: int = Field(ge=0)

@@ -1,6 +1,7 @@
 """Loading, prompts, token groups, sites, interventions, generation; the only room that knows transformers."""
 
 from twohop.models._attention import Knockout
+from twohop.models._batch import rows_at_once
 from twohop.models._card import FileRecord, ModelCard, read_card
 from twohop.models._check import Checked, Fit, Shape, check_folder, compare
 from twohop.models._fetch import Fetcher, is_fetched, set_fetcher, snapshot_folder
@@ -46,6 +47,7 @@ __all__ = [
     "open_tokenizer",
     "opened",
     "read_card",
+    "rows_at_once",
     "set_fetcher",
     "snapshot_folder",
     "train_assembled",

@@ -12,10 +12,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from twohop.errors import ModelError
-from twohop.models import _generate, _lens, _share, _trunk
+from twohop.models import _generate, _lens, _plan, _share, _trunk
 from twohop.models._attend import attend
 from twohop.models._attention import Knockout, knocked_out
-from twohop.models._batch import assemble, check_padding
+from twohop.models._batch import assemble, check_padding, rows_at_once
 from twohop.models._card import ModelCard
 from twohop.models._devices import compute_device
 from twohop.models._eyes import Eyes, open_eyes
@@ -157,7 +157,7 @@ class Model:
 
         Args:
             prompts: any.
-            size: prompts in a forward pass.
+            size: prompts in a forward pass; of short ones that continue what was run before, more (`rows_at_once`).
             capture: sites that `run` will be asked for.
         """
         with torch.no_grad():
@@ -252,6 +252,24 @@ class Model:
         """
         with torch.no_grad():
             return _trunk.grow(self, batch, layers, capture)
+
+    def passes(
+        self, begins: Sequence[tuple[int, int]], batch: Batch, size: int, max_new_tokens: int = 0
+    ) -> list[list[int]]:
+        """Which rows to fork together: the cut into passes that leaves out the most, and fills passes.
+
+        Args:
+            begins: per row the first layer (`Site.first_changed`) and position that its patches change.
+            batch: of the trunk.
+            size: rows in a forward pass; more of short ones (`rows_at_once`).
+            max_new_tokens: that will be written after every row.
+
+        Returns:
+            Indices of the rows, every one once.
+        """
+        seq = int(batch.input_ids.shape[1])
+        most, device = rows_at_once(size, seq + max_new_tokens), self.device.type
+        return _plan.passes(begins, self.n_layers, seq, most, max_new_tokens, device)
 
     def shape(self, batch: Batch) -> tuple[int, int, int]:
         """(batch, seq, d_model) of the residual stream."""

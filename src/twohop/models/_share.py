@@ -7,17 +7,18 @@ Where lengths differ, padding stands between these parts.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import TYPE_CHECKING
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, TypeVar
 
 from twohop.models import _trunk
-from twohop.models._batch import LONGEST_ANSWER
+from twohop.models._batch import LONGEST_ANSWER, rows_at_once
 from twohop.models._prompts import Batch, Encoded, Picture, Prompt, Shared, Trunk
 from twohop.models._sites import Site
 
 if TYPE_CHECKING:
     from twohop.models._model import Model
 
+T = TypeVar("T")
 WORTH = 0.1
 """Share of all tokens that has to be saved: a first pass is a pass more."""
 
@@ -130,12 +131,19 @@ def _continued(
     rows.sort(key=lambda r: r[2].rest)
     for rest, same in groupby(rows, key=lambda r: r[2].rest if exact else 0):
         chosen = list(same)
-        for at in range(0, len(chosen), size):
-            part = chosen[at : at + size]
+        most = rows_at_once(size, room + max(a.rest for _, _, a in chosen))
+        for part in evenly(chosen, most):
             longest = rest or max(a.rest for _, _, a in part)
             whole = [_spread(model, a.whole, [*gap, (a.length, longest - a.rest)]) for _, gap, a in part]
             batch = model.batch_of(whole, [a.picture for _, _, a in part], at_least=room + longest)
             yield [a.number for _, _, a in part], _begun(batch, trunk, [row for row, _, _ in part])
+
+
+def evenly(rows: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """Consecutive parts of at most so many rows, of nearly one size."""
+    n = -(-len(rows) // most)
+    edges = [len(rows) * k // n for k in range(n + 1)] if n else []
+    yield from (rows[a:b] for a, b in pairwise(edges))
 
 
 def _length(trunk: Trunk | None) -> int:

@@ -91,7 +91,7 @@ class Engine:
     prompts: Mapping[str, Prompt]
     """Image prompt of every question."""
     batch: int
-    """Questions, or interventions, in a forward pass."""
+    """Questions in a forward pass; of interventions on short ones, more."""
     _trunks: OrderedDict[tuple[str, ...], Trunk] = field(default_factory=OrderedDict[tuple[str, ...], Trunk])
 
     def replies(
@@ -109,7 +109,7 @@ class Engine:
             ArtifactError: a site was not extracted.
         """
         found: dict[Intervention, Reply] = {}
-        for batch, rows in self._forks(interventions):
+        for batch, rows in self._forks(interventions, max_new_tokens):
             given = [list(answers[i.question_id]) for i in rows]
             try:
                 texts, logprobs = self._say(batch, max_new_tokens, given, self.patches(batch, rows))
@@ -200,7 +200,9 @@ class Engine:
             raise ModelError("a batch without its unpatched run", self.model.name, "give a fork of a trunk")
         return batch.shared.trunk.activations[source][batch.shared.rows[row]]
 
-    def _forks(self, interventions: Sequence[Intervention]) -> Iterator[tuple[Batch, list[Intervention]]]:
+    def _forks(
+        self, interventions: Sequence[Intervention], max_new_tokens: int = 0
+    ) -> Iterator[tuple[Batch, list[Intervention]]]:
         """Interventions as rows: questions of like length share an unpatched run, and its forks hold rows that begin at
         like layers and positions.
         """
@@ -212,10 +214,9 @@ class Engine:
             asked = [ids[j] for j in index]
             trunk = self._trunk(asked, batch, [i for q in asked for i in of[q]])
             rows = [(row, i) for row, q in enumerate(asked) for i in of[q]]
-            rows.sort(key=lambda r: _beginning(r[1], batch.spans[r[0]][0]))
-            for at in range(0, len(rows), self.batch):
-                part = rows[at : at + self.batch]
-                yield trunk.fork([row for row, _ in part]), [i for _, i in part]
+            begins = [_beginning(i, batch.spans[row][0]) for row, i in rows]
+            for part in self.model.passes(begins, batch, self.batch, max_new_tokens):
+                yield trunk.fork([rows[k][0] for k in part]), [rows[k][1] for k in part]
 
     def _trunk(self, asked: Sequence[str], batch: Batch, interventions: Sequence[Intervention]) -> Trunk:
         """The unpatched run of some questions, from before where it holds what these interventions need."""

@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -234,14 +235,19 @@ def _extract(
     chunks: Iterable[range],
     size: int,
 ) -> int:
-    """Make chunks of one run; the number of rows made now."""
+    """Make chunks of one run; the number of rows made now. One chunk is written while the next one is computed."""
     sites = [Site(cast("Any", kind), layer) for kind in layout.kinds for layer in layout.layers]
-    start, made = time.monotonic(), 0
-    for chunk in chunks:
-        pooled, tokens = extract_chunk(model, eyes, layout, [rows[i] for i in chunk], sites, size)
-        writer.put(layout.run, chunk, pooled, tokens)
-        made += len(chunk)
-        LOG.info("run %s: %d of %d rows, %.0f s", layout.run, chunk.stop, len(rows), time.monotonic() - start)
+    start, made, written = time.monotonic(), 0, None
+    with ThreadPoolExecutor(1, "writer") as behind:
+        for chunk in chunks:
+            pooled, tokens = extract_chunk(model, eyes, layout, [rows[i] for i in chunk], sites, size)
+            if written is not None:
+                written.result()  # so that at most one chunk waits, and an error ends the run
+            written = behind.submit(writer.put, layout.run, chunk, pooled, tokens)
+            made += len(chunk)
+            LOG.info("run %s: %d of %d rows, %.0f s", layout.run, chunk.stop, len(rows), time.monotonic() - start)
+        if written is not None:
+            written.result()
     return made
 
 

@@ -119,7 +119,7 @@ def _d_model(reader: ActivationReader, params: TrainProbes, layers: Sequence[int
 
 def make_blocks(params: TrainProbes, layers: Sequence[int], split: Split, d_model: int) -> list[Block]:
     """The probed layers of every feature, as many together as memory allows."""
-    size = layers_at_once(len(split.train), d_model, len(split.entities), len(params.l2))
+    size = layers_at_once(len(split.train), d_model, len(split.entities))
     probed = probe_layers(layers, params.layer_stride)
     starts = range(0, len(probed), size)
     return [Block(feature, tuple(probed[i : i + size])) for feature in params.features for i in starts]
