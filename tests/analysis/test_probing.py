@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
@@ -97,6 +98,30 @@ def test_layers_do_not_touch_each_other() -> None:
     alone, together = _fit(two, [0.1, 10.0])[0], fit_probes(both, [0.1, 10.0], 3, 0)[0][1]
     assert alone.l2 == together.l2
     np.testing.assert_allclose(alone.weight, together.weight, atol=1e-3 * np.abs(alone.weight).max())
+
+
+@pytest.mark.parametrize("d", [24, 200], ids=["more rows than features", "more features than rows"])
+def test_a_start_elsewhere_ends_at_the_same_place(d: int) -> None:
+    data = _world(1.0, d=d)[0]
+    features, labels = _logistic.standardise(torch.from_numpy(data.features)), torch.from_numpy(data.labels)[None]
+
+    def solve(l2: float, start: _logistic.Start | None = None) -> _logistic.Solution:
+        return _logistic.solve(features, torch.tensor([0]), labels, torch.tensor([l2]), N, start)
+
+    cold, warm = solve(0.1), solve(0.1, solve(10.0).end)
+    assert bool(cold.converged.all() & warm.converged.all())
+    torch.testing.assert_close(warm.weight, cold.weight, rtol=0, atol=0.02 * float(cold.weight.abs().max()))
+    torch.testing.assert_close(warm.bias, cold.bias, rtol=0, atol=0.05 * float(cold.bias.abs().max()))
+
+
+def test_features_that_repeat_each_other_have_one_answer() -> None:
+    """Of fewer dimensions than rows and than features: weights are shared among the copies."""
+    data = _world(0.5, d=4)[0]
+    copies = replace(data, features=np.tile(data.features, (1, 1, 40)))
+    probe = _fit(copies, [0.1])[0]
+    assert probe.converged
+    parts = probe.weight.reshape(N, 40, 4)
+    np.testing.assert_allclose(parts, parts[:, :1].repeat(40, 1), atol=1e-3 * np.abs(parts).max())
 
 
 def test_a_fit_that_runs_out_of_steps_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

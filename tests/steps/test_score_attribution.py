@@ -10,7 +10,7 @@ import torch
 from tiny_patching import LAYERS, Study
 
 from twohop.analysis import Contrast, Runner, attribute
-from twohop.errors import DataError
+from twohop.errors import DataError, ModelError
 from twohop.models import Batch, Model, Patch, Run, Site
 from twohop.steps import score_attribution
 from twohop.steps.score_attribution import EMBEDDING, KINDS, STAR_KINDS, permute_answers
@@ -281,6 +281,28 @@ def test_batch_size_changes_nothing(study: Study, done, tmp_path: Path):
     other, _ = scored(study, tmp_path, batch=8)
     tables = [read_table(j.output("scores"), schemas.SCORES) for j in (done[0], other)]
     assert np.allclose(tables[0]["mean_signed"].to_numpy(), tables[1]["mean_signed"].to_numpy(), atol=1e-4)
+
+
+def test_short_memory_halves_batches_and_changes_nothing(
+    study: Study, done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    limit, sizes = 2, []
+
+    def short(runner, clean, *rest):
+        sizes.append(len(clean))
+        if len(clean) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return attribute(runner, clean, *rest)
+
+    monkeypatch.setattr(score_attribution, "attribute", short)
+    job, _ = scored(study, tmp_path, batch=8)
+    assert sizes == [8, 4, 2, 2, 2, 2] * 2
+    assert "4 questions at a time: 2 from now on" in caplog.text
+    whole, parts = (read_table(j.output("scores"), schemas.SCORES) for j in (done[0], job))
+    assert np.allclose(whole["mean_signed"].to_numpy(), parts["mean_signed"].to_numpy(), atol=1e-5)
+    limit = 0
+    with pytest.raises(ModelError, match="one question"):
+        scored(study, tmp_path / "none")
 
 
 def test_integrated_gradients_differ_from_the_plain_gradient(study: Study, done, tmp_path: Path):

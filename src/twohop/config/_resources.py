@@ -6,7 +6,7 @@ once. Memory on the device that computes:
     weights     parameters x bytes
     kept        tokens x sites x n_layers x d_model x bytes       what a batch's hooks hold (extraction, patching)
     backward    tokens x n_layers x d_model x 17 x bytes          what the backward pass needs (attribution)
-    cache       tokens x 2 x n_layers x d_model x bytes           keys and values while an answer is written
+    held        tokens x n_layers x d_model x 4 to 8 x bytes      keys, values, residuals that other runs begin as
     one layer   tokens x 16 x d_model x bytes, logits             while a layer works
 
 with tokens = batch x (48 of text + image tokens + new tokens). Minutes follow from the passes' floating-point
@@ -50,6 +50,8 @@ RANKING_PASSES = 10
 """Ranking all names costs about this many prompts per picture: only names that the first token leaves open are read."""
 GROUPS, NAME_TOKENS, CONTROLS, SWEEP_SPANS = 4, 8, 6, 3
 """Token groups of a prompt; tokens of a long name; patching conditions besides the random spans."""
+HELD, HELD_PATCHED = 4, 8
+"""Of a common beginning and of what continues it; of two unpatched runs with their residuals and of patched rows."""
 LEAST_MINUTES, MINUTES_STEP, MB_STEP = 10, 10, 100
 PREPARE_MB, PREPARE_MINUTES = 2500, 60
 """prepare_model has no card yet: the embedded models' recipes peak at 1995 MiB; a folder is copied file by file."""
@@ -82,6 +84,10 @@ class Work:
     """Sites per layer whose activations a batch keeps."""
     new_tokens: int = 0
     """Tokens that are written after a prompt."""
+    held: int = 0
+    """Numbers per token, layer and unit of d_model of runs that are kept for others to begin as, and of those: keys and
+    values are 2 (fewer in most models), the residual stream 1.
+    """
     backward: bool = False
 
 
@@ -154,7 +160,7 @@ def _tokens(work: Work, size: ModelSize) -> int:
 
 def _device_bytes(work: Work, size: ModelSize, width: int) -> float:
     tokens = work.batch * _tokens(work, size)
-    per_layer = work.kept_sites + (SAVED if work.backward else 0) + (2 if work.new_tokens else 0)
+    per_layer = work.kept_sites + work.held + (SAVED if work.backward else 0)
     numbers = tokens * size.d_model * (size.n_layers * per_layer + WORKING) + work.batch * size.vocab
     return (size.parameters + numbers) * width
 
@@ -180,13 +186,13 @@ def _benchmark(p: Params, _: ModelSize) -> Work:
     """Named, shown, blank; the name asked for and ranked by every recognition prompt."""
     ranked = p.curate_entities.n_entities * len(p.run_benchmark.recognition_prompts) * (1 + RANKING_PASSES)
     section = p.run_benchmark
-    return Work(3 * _questions(p) + ranked, section.batch, new_tokens=section.max_new_tokens)
+    return Work(3 * _questions(p) + ranked, section.batch, 0, section.max_new_tokens, HELD)
 
 
 def _extraction(p: Params, _: ModelSize) -> Work:
     """Named, shown, pictures; shards share them."""
     section = p.extract_activations
-    return Work((2 * _questions(p) + _pictures(p)) / section.shards, section.batch, len(section.sites))
+    return Work((2 * _questions(p) + _pictures(p)) / section.shards, section.batch, len(section.sites), 0, HELD)
 
 
 def _attribution(p: Params, size: ModelSize) -> Work:
@@ -207,12 +213,13 @@ def _patching(p: Params, _: ModelSize) -> Work:
     backs = section.max_examples * (len(section.back_pairs) + 2)
     curve = section.sweep_examples * len(section.sweep_layers)
     grid = section.grid_examples * 2 * len(section.sweep_layers) * len(section.sweep_sites) * SWEEP_SPANS
-    return Work(spans + backs + curve + grid, section.batch, 1, section.max_new_tokens)
+    return Work(spans + backs + curve + grid, section.batch, 0, section.max_new_tokens, HELD_PATCHED)
 
 
 def _recovery(p: Params, _: ModelSize) -> Work:
     section = p.recover_recall
-    return Work(3 * _questions(p), section.batch, new_tokens=section.max_new_tokens + p.run_benchmark.max_new_tokens)
+    written = section.max_new_tokens + p.run_benchmark.max_new_tokens
+    return Work(3 * _questions(p), section.batch, 0, written, HELD)
 
 
 def _resolution(p: Params, size: ModelSize) -> Work:
@@ -225,7 +232,7 @@ def _resolution(p: Params, size: ModelSize) -> Work:
     pictures = min(section.max_pictures, p.curate_entities.n_entities)
     passes = 1 + patched + 2 * (2 + windows / 10)
     kept = 2 if section.layer_stride == 1 else 1
-    return Work(section.lens_prompts + pictures * passes, section.batch, kept, section.patchscope_tokens)
+    return Work(section.lens_prompts + pictures * passes, section.batch, kept, section.patchscope_tokens, HELD)
 
 
 WORKS: Mapping[str, Callable[[Params, ModelSize], Work]] = {

@@ -35,7 +35,7 @@ from twohop.analysis import (
 )
 from twohop.config import ScoreAttribution
 from twohop.data import open_pictures
-from twohop.errors import DataError
+from twohop.errors import DataError, ModelError
 from twohop.models import Batch, Model, Patch, Prompt, Site, SiteKind, open_model
 from twohop.steps._asking import KeptPictures
 from twohop.steps._attribution_rows import Tally, span_rows
@@ -205,9 +205,7 @@ def _score(runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, para
     score = _scorer(runner, model, twins.run, params)
     spans = [pl.DataFrame(schema=schemas.SPANS)]
     changes: list[Tensor] = []
-    for index in twins.batches(model, params.batch):
-        batch, other = twins.pair(model, index)
-        found = score(batch, other, twins.contrast.rows(index))
+    for index, batch, found in _as_fits(twins, model, score, params.batch):
         asked = [twins.clean[i] for i in index]
         tally.add(index, [(q["question_id"], q["entity_id"]) for q in asked], found)
         if twins.run == "image":
@@ -215,6 +213,32 @@ def _score(runner: Runner[Batch, Site, Patch], model: Model, twins: _Twins, para
         changes.append(_changes(twins, index, found))
         log.info("%s run: %d of %d questions scored", twins.run, sum(map(len, changes)), len(twins.clean))
     return _Scored(tally, pl.concat(spans), _mean_changes(torch.cat(changes)))
+
+
+def _as_fits(
+    twins: _Twins, model: Model, score: Callable[[Batch, Batch, Contrast], Attribution[Site]], size: int
+) -> Iterator[tuple[list[int], Batch, Attribution[Site]]]:
+    """The batches with their scores; one for which the GPU's memory is too short is done in halves, as are those after
+    it. Scores are of single questions, so that this changes nothing but rounding.
+
+    Raises:
+        ModelError: memory is too short for one question.
+    """
+    waiting = list(twins.batches(model, size))
+    while waiting:
+        index = waiting.pop(0)
+        batch, other = twins.pair(model, index)
+        try:
+            found = score(batch, other, twins.contrast.rows(index))
+        except torch.OutOfMemoryError as error:
+            if len(index) == 1:
+                what = "one question's backward pass does not fit the GPU's memory"
+                raise ModelError(what, model.name, "see docs/models.md on `loading`, or use a larger GPU") from error
+            most = len(index) // 2
+            log.warning("memory is too short for %d questions at a time: %d from now on", len(index), most)
+            waiting = [part[i : i + most] for part in (index, *waiting) for i in range(0, len(part), most)]
+        else:
+            yield index, batch, found
 
 
 def _changes(twins: _Twins, index: Sequence[int], found: Attribution[Site]) -> Tensor:
