@@ -4,8 +4,10 @@ python benchmarks/fast.py [--cases sweep extraction ...] [--rounds 5] [--quick] 
 
 Run it in the repository; models, questions and pictures of the default study are made where they are missing. Each case
 checks first that all ways give the same result, then times them in turn on pinned threads. A ratio is of two times of
-one round. TransformerLens is compared where it can be imported; it is no dependency of the project, but a folder of its
-own does, on PYTHONPATH: pip install --no-deps --target DIR transformer-lens einops fancy-einsum datasets wandb ...
+one round. Cases that are not asked for stay on the page as they were.
+
+TransformerLens is compared where it can be imported; it is no dependency of the project, but a folder of its own does,
+on PYTHONPATH: pip install --no-deps --target DIR transformer-lens einops fancy-einsum datasets wandb ...
 """
 
 import argparse
@@ -52,11 +54,19 @@ def main() -> None:
         return
     set_up(asked.results, asked.model)
     world = open_world(asked.results, asked.model, asked.quick)
-    page = _head(asked.rounds, asked.quick, asked.model)
+    kept = _sections(asked.out)
     for name in asked.cases:
-        page += "".join(_parts(world, name, asked.rounds))
-        asked.out.write_text(page, encoding="utf-8")
-    print(page)
+        kept[name] = "".join(_parts(world, name, asked.rounds))
+        pages = [kept[case] for case in (*CASES, "scaling") if case in kept]
+        asked.out.write_text(_head(asked.rounds, asked.quick, asked.model) + "".join(pages), encoding="utf-8")
+    print(asked.out.read_text(encoding="utf-8"))
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """The cases of an earlier page, which stay where they are not measured again."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    parts = text.split("\n## ")[1:]
+    return {part.split("\n")[0]: f"## {part.rstrip()}\n\n" for part in parts}
 
 
 def _head(rounds: int, quick: bool, model: str) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def measured(case: Case, rounds: int) -> Iterator[str]:
         for name in names if k % 2 == 0 else names[::-1]:
             times[name].append(timed(case.ways[name]))
             print(f"{case.name}, round {k + 1}: {name} {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
     yield f"## {case.name}\n\n{case.what}.\n\n"
+    yield f"{rounds} rounds on {datetime.now(UTC):%Y-%m-%d}, {threads} thread(s), load {load:.1f} at the end.\n\n"
     yield "| way | seconds, median | over ours: min | median | max | same result |\n|---|---|---|---|---|---|\n"
     yield f"| **{ours}** | {statistics.median(times[ours]):.3g} | | | | |\n"
     ratios = {n: [t / o for t, o in zip(times[n], times[ours], strict=True)] for n in others}
