@@ -15,14 +15,14 @@ SMOL = ModelSize(parameters=200_000_000, d_model=576, n_layers=30, vocab=49_152,
 B7 = ModelSize(parameters=7_063_427_072, d_model=4096, n_layers=32, vocab=32_064, n_image_tokens=576)
 B70 = ModelSize(parameters=70_600_000_000, d_model=8192, n_layers=80, vocab=128_256, n_image_tokens=576)
 MEASURED_MB = {
-    "prepare_model": 1995,
-    "run_benchmark": 1711,
-    "extract_activations": 1744,
-    "score_attribution": 2584,
-    "patch_activations": 1554,
-    "train_probes": 523,
-    "measure_resolution": 1693,
-    "recover_recall": 1631,
+    "prepare_model": 2019,
+    "run_benchmark": 1792,
+    "extract_activations": 1846,
+    "score_attribution": 2653,
+    "patch_activations": 2081,
+    "train_probes": 589,
+    "measure_resolution": 1681,
+    "recover_recall": 2092,
 }
 """Peak memory on the default study in MiB."""
 ON_MODELS = sorted(set(MEASURED_MB) - {"prepare_model", "train_probes"})

@@ -131,6 +131,19 @@ def test_engine_that_patches_something_else_is_found_out(study: Study, tmp_path:
         patch_activations.run(job_of(study, tmp_path))
 
 
+def test_what_runs_together_changes_nothing(study: Study, done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, _, together = done
+    monkeypatch.setattr(patch_activations, "RUNS_TOGETHER", 1)
+    job = job_of(study, tmp_path)
+    patch_activations.run(job)
+    apart = read_table(job.output("outcomes"), schemas.OUTCOMES)
+    close = [name for name, kind in together.schema.items() if kind.is_float()]
+    assert together.drop(close).equals(apart.drop(close))
+    for name in close:
+        assert together[name].is_null().equals(apart[name].is_null()), name
+        assert float((together[name] - apart[name]).abs().max() or 0) < 1e-4, name
+
+
 def test_refusal_of_a_site_says_which_intervention(study: Study, tmp_path: Path, monkeypatch):
     real = Decoder.tap
 

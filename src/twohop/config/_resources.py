@@ -28,7 +28,7 @@ CPU_BYTES, GPU_BYTES = 4, 2
 SAFETY_MEMORY = 1.25
 SAFETY_TIME = 3.0
 BASE_MB = 600
-"""Interpreter and libraries; train_probes, which opens no model, peaks at 523 MiB."""
+"""Interpreter and libraries; train_probes, which opens no model, peaks at 589 MiB."""
 CUDA_HOST_MB = 4000
 """Host memory of a process that uses CUDA, besides the weights: libraries and context."""
 TEXT_TOKENS = 48
@@ -54,7 +54,7 @@ HELD, HELD_PATCHED = 4, 8
 """Of a common beginning and of what continues it; of two unpatched runs with their residuals and of patched rows."""
 LEAST_MINUTES, MINUTES_STEP, MB_STEP = 10, 10, 100
 PREPARE_MB, PREPARE_MINUTES = 2500, 60
-"""prepare_model has no card yet: the embedded models' recipes peak at 1995 MiB; a folder is copied file by file."""
+"""prepare_model has no card yet: the embedded models' recipes peak at 2019 MiB; a folder is copied file by file."""
 GEMMA_MB = 4500
 """Of a study with the package's Gemma, whose conversion peaks at 3637 MiB."""
 

@@ -13,9 +13,10 @@ attribution's position scores. outputs: one row per question and intervention, a
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -65,6 +66,8 @@ STEP = Step(
 log = logging.getLogger(__name__)
 
 
+RUNS_TOGETHER = 192
+"""Patched runs that are answered before any of them is written down; a kill loses at most so many."""
 SELF_CHECKED = 4
 """Questions of the engine's self-check; it holds every layer's activations at once."""
 
@@ -224,42 +227,64 @@ def _self_check(bench: _Bench) -> dict[str, object]:
 
 def _outcomes(bench: _Bench) -> pl.DataFrame:
     """Every intervention on both sets; finished ones are read back from the work folder."""
-    none = pl.concat([_finished(bench, unit, {}) for unit in _plain_units(bench)])
+    none = pl.concat(_finished(bench, _plain_units(bench), {}))
     plain = {row["question_id"]: row for row in none.iter_rows(named=True)}
     parts = [none]
-    parts += [_finished(bench, unit, plain) for unit in (*_units(bench), *_sweep_units(bench))]
+    parts += _finished(bench, [*_units(bench), *_sweep_units(bench)], plain)
     pairs, back = _back_pairs(bench), bench.planner.back_patch
     tried = _Unit("back_patch-lost", [back(i, pair) for i in bench.ids("lost") for pair in pairs])
-    parts.append(_finished(bench, tried, plain))
+    parts += _finished(bench, [tried], plain)
     pair = choose_pair(parts[-1].filter(pl.col("split") == "dev"), pairs)
     if pair is not None:
         chosen = _Unit("back_patch-kept", [back(i, pair) for i in bench.ids("kept")])
-        parts.append(_finished(bench, chosen, plain))
+        parts += _finished(bench, [chosen], plain)
     return pl.concat(parts)
 
 
-def _finished(bench: _Bench, unit: _Unit, plain: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
-    """The unit's rows, from the work folder when it was finished before.
+def _finished(bench: _Bench, units: Iterable[_Unit], plain: Mapping[str, Mapping[str, Any]]) -> Iterator[pl.DataFrame]:
+    """The units' rows, from the work folder where they were finished before.
 
     Args:
         bench: everything that a patched run needs.
-        unit: what is run.
+        units: what is run.
         plain: question to its row without a patch.
     """
-    digest = digest_of(unit.interventions)
-    path = bench.job.work / f"{unit.name}-{digest}.parquet"
-    if path.exists():
-        log.info("%s %s: answered before", unit.name, digest)
-        return read_table(path, schemas.OUTCOMES)
-    answers = {i.question_id: bench.answers(i) for i in unit.interventions}
-    length = bench.params.max_new_tokens if unit.writes else 0
-    replies = bench.engine.replies(unit.interventions, answers, length)
-    rows = [_outcome(bench, i, r, plain) for i, r in zip(unit.interventions, replies, strict=True)]
-    table = _table(rows)
-    write_table(path, table, schemas.OUTCOMES)
-    right, change = int(table["correct"].sum()), (table["right_logprob"] - table["right_logprob_plain"]).mean()
-    log.info("%s %s: %d runs, %d right, log P(right) %s", unit.name, digest, table.height, right, change)
-    return table
+    for group in _together(bench, units):
+        missing = [unit for unit in group if not _path(bench, unit).exists()]
+        asked = [i for unit in missing for i in unit.interventions]
+        length = bench.params.max_new_tokens if group[0].writes else 0
+        replies = iter(bench.engine.replies(asked, {i.question_id: bench.answers(i) for i in asked}, length))
+        for unit in group:
+            digest = digest_of(unit.interventions)
+            if unit not in missing:
+                log.info("%s %s: answered before", unit.name, digest)
+                yield read_table(_path(bench, unit), schemas.OUTCOMES)
+                continue
+            table = _table([_outcome(bench, i, next(replies), plain) for i in unit.interventions])
+            write_table(_path(bench, unit), table, schemas.OUTCOMES)
+            right, change = int(table["correct"].sum()), (table["right_logprob"] - table["right_logprob_plain"]).mean()
+            log.info("%s %s: %d runs, %d right, log P(right) %s", unit.name, digest, table.height, right, change)
+            yield table
+
+
+def _path(bench: _Bench, unit: _Unit) -> Path:
+    return bench.job.work / f"{unit.name}-{digest_of(unit.interventions)}.parquet"
+
+
+def _together(bench: _Bench, units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
+    """Consecutive units on the same questions and answers, up to RUNS_TOGETHER runs, so that they fill passes."""
+    group, given = list[_Unit](), dict[str, list[str]]()
+    for unit in units:
+        answers = {i.question_id: list(bench.answers(i)) for i in unit.interventions}
+        runs = sum(len(u.interventions) for u in (*group, unit))
+        alike = given | answers == answers | given and len(given | answers) == max(len(given), len(answers))
+        if group and (unit.writes != group[0].writes or not alike or runs > RUNS_TOGETHER):
+            yield group
+            group, given = [], {}
+        group.append(unit)
+        given |= answers
+    if group:
+        yield group
 
 
 def _plain_units(bench: _Bench) -> Iterator[_Unit]:
