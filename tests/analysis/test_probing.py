@@ -146,6 +146,17 @@ def test_noise_asks_for_more_l2_than_a_clean_signal() -> None:
     assert choose_l2(clean, [0.01, 0.1], 3, 0).tolist() == [0.1], "equal scores: the strongest"
 
 
+def test_a_solved_problem_waits_for_the_others() -> None:
+    """A layer without any signal is solved at once; numpy's warnings would be errors here."""
+    hard = _world(4.0)[0]
+    data = replace(hard, features=np.concatenate([np.ones_like(hard.features), hard.features, hard.features]))
+    (flat, one, two), _ = fit_probes(data, [0.1], 3, 0)
+    assert flat.converged
+    assert one.converged
+    assert not flat.weight.any()
+    np.testing.assert_allclose(one.weight, two.weight, atol=1e-6)
+
+
 def test_constant_features_give_chance_not_an_error() -> None:
     data, test, labels = _world(0.3)
     flat = replace(data, features=np.ones_like(data.features))

@@ -246,6 +246,7 @@ def _descend(problems: _Problems, at: Tensor, logits: Tensor) -> tuple[Tensor, T
             if int(open_.sum()) * 2 <= len(open_):
                 problems, state, history = _take(problems, open_), _take(state, open_), _take(history, open_)
         direction = _direction(state.gradient, history, number)
+        direction[converged[problems.index]] = 0  # what is solved stays where it is
         along = problems.rows @ direction
         length, probabilities = _line_search(problems, state, direction, along)
         step = length * direction
@@ -306,7 +307,6 @@ def _remember(history: _History, number: int, step: Tensor, before: Tensor, afte
     for k in (slot, change):
         moved[:, k] = met[:, k] - _dot(history.arrays[:, k], before)[:, 0, 0].double().cpu().numpy()
     history.step_change[:, :, slot] = moved[:, :HISTORY]
-    history.step_change[:, slot, slot] = moved[:, slot].clip(TINY)
     history.change_change[:, :, slot] = history.change_change[:, slot] = moved[:, HISTORY:]
     return replace(history, met=met)
 
@@ -331,17 +331,23 @@ def _direction(gradient: Tensor, history: _History, number: int) -> Float[Tensor
     by_step, by_change = history.met[:, :HISTORY], history.met[:, HISTORY:]
     weight, steps = np.zeros((n, HISTORY)), np.zeros((n, HISTORY))
     for i in newest:
-        weight[:, i] = (by_step[:, i] - (weight * of[:, i]).sum(1)) / of[:, i, i]
+        weight[:, i] = _over(by_step[:, i] - (weight * of[:, i]).sum(1), of[:, i, i], 0.0)
     last = newest[0]
-    scale = of[:, last, last] / changes_of[:, last, last].clip(TINY)
+    scale = _over(of[:, last, last].clip(0), changes_of[:, last, last], 1.0)
+    scale[scale == 0] = 1
     changes = -scale[:, None] * weight
     for i in reversed(newest):
         met = scale * by_change[:, i] + (changes * changes_of[:, i]).sum(1) + (steps * of[:, :, i]).sum(1)
-        steps[:, i] = weight[:, i] - met / of[:, i, i]
+        steps[:, i] = weight[:, i] - _over(met, of[:, i, i], 0.0)
     mix, found = torch.from_numpy(np.concatenate([steps, changes], 1)).to(gradient), torch.empty_like(gradient)
     for p, (row, factor) in enumerate(zip(gradient.flatten(1), scale.tolist(), strict=True)):
         torch.addmv(row, history.arrays[p].T, mix[p], beta=-factor, alpha=-1, out=found[p].view(-1))
     return found
+
+
+def _over(a: np.ndarray, b: np.ndarray, otherwise: float) -> Float[np.ndarray, " problem"]:
+    """a / b; where b is not positive, a step that was none, something else."""
+    return np.divide(a, b, out=np.full(len(a), otherwise), where=b > TINY)
 
 
 def _line_search(
