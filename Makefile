@@ -24,7 +24,7 @@ setup: $(READY)
 $(READY): requirements/lock.txt requirements/embedded.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "twohop needs Python >= 3.11; say which: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing (about two minutes, once)"
+	@echo "installing (two to six minutes, once)"
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
 	@$(PIP) --no-deps --require-hashes -r requirements/lock.txt
 	@$(PIP) --no-deps --require-hashes -r requirements/embedded.txt

@@ -4,7 +4,7 @@ On a CPU models run in float32 in the job's memory; on GPUs in bfloat16, and the
 once. Memory on the device that computes:
 
     weights     parameters x bytes
-    kept        tokens x sites x n_layers x d_model x bytes       what a batch's hooks hold (extraction, patching)
+    kept        tokens x sites x n_layers x d_model x bytes       what a batch's hooks hold (extraction, lenses)
     backward    tokens x n_layers x d_model x 17 x bytes          what the backward pass needs (attribution)
     held        tokens x n_layers x d_model x 4 to 8 x bytes      keys, values, residuals that other runs begin as
     one layer   tokens x 16 x d_model x bytes, logits             while a layer works

@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 IDLE_TOKENS = {"cpu": 96}
 """A layer's pass takes the time of this many tokens besides those that it is given (135 million parameters, one thread:
-24 to 144 differ by less than the machine does)."""
+64 to 144 differ by less than the machine does)."""
 IDLE_ON_GPU = 1024
 
 

@@ -132,14 +132,14 @@ def _continued(
     for rest, same in groupby(rows, key=lambda r: r[2].rest if exact else 0):
         chosen = list(same)
         most = rows_at_once(size, room + max(a.rest for _, _, a in chosen))
-        for part in evenly(chosen, most):
+        for part in _evenly(chosen, most):
             longest = rest or max(a.rest for _, _, a in part)
             whole = [_spread(model, a.whole, [*gap, (a.length, longest - a.rest)]) for _, gap, a in part]
             batch = model.batch_of(whole, [a.picture for _, _, a in part], at_least=room + longest)
             yield [a.number for _, _, a in part], _begun(batch, trunk, [row for row, _, _ in part])
 
 
-def evenly(rows: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+def _evenly(rows: Sequence[T], most: int) -> Iterator[Sequence[T]]:
     """Consecutive parts of at most so many rows, of nearly one size."""
     n = -(-len(rows) // most)
     edges = [len(rows) * k // n for k in range(n + 1)] if n else []

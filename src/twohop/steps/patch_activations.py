@@ -16,7 +16,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -250,25 +249,22 @@ def _finished(bench: _Bench, units: Iterable[_Unit], plain: Mapping[str, Mapping
         plain: question to its row without a patch.
     """
     for group in _together(bench, units):
-        missing = [unit for unit in group if not _path(bench, unit).exists()]
-        asked = [i for unit in missing for i in unit.interventions]
+        named = [(unit, f"{unit.name}-{digest_of(unit.interventions)}") for unit in group]
+        paths = {name: bench.job.work / f"{name}.parquet" for _, name in named}
+        missing = {name for name, path in paths.items() if not path.exists()}
+        asked = [i for unit, name in named if name in missing for i in unit.interventions]
         length = bench.params.max_new_tokens if group[0].writes else 0
         replies = iter(bench.engine.replies(asked, {i.question_id: bench.answers(i) for i in asked}, length))
-        for unit in group:
-            digest = digest_of(unit.interventions)
-            if unit not in missing:
-                log.info("%s %s: answered before", unit.name, digest)
-                yield read_table(_path(bench, unit), schemas.OUTCOMES)
+        for unit, name in named:
+            if name not in missing:
+                log.info("%s: answered before", name)
+                yield read_table(paths[name], schemas.OUTCOMES)
                 continue
             table = _table([_outcome(bench, i, next(replies), plain) for i in unit.interventions])
-            write_table(_path(bench, unit), table, schemas.OUTCOMES)
+            write_table(paths[name], table, schemas.OUTCOMES)
             right, change = int(table["correct"].sum()), (table["right_logprob"] - table["right_logprob_plain"]).mean()
-            log.info("%s %s: %d runs, %d right, log P(right) %s", unit.name, digest, table.height, right, change)
+            log.info("%s: %d runs, %d right, log P(right) %s", name, table.height, right, change)
             yield table
-
-
-def _path(bench: _Bench, unit: _Unit) -> Path:
-    return bench.job.work / f"{unit.name}-{digest_of(unit.interventions)}.parquet"
 
 
 def _together(bench: _Bench, units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
@@ -277,7 +273,7 @@ def _together(bench: _Bench, units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
     for unit in units:
         answers = {i.question_id: list(bench.answers(i)) for i in unit.interventions}
         runs = sum(len(u.interventions) for u in (*group, unit))
-        alike = given | answers == answers | given and len(given | answers) == max(len(given), len(answers))
+        alike = given.items() <= answers.items() or answers.items() <= given.items()
         if group and (unit.writes != group[0].writes or not alike or runs > RUNS_TOGETHER):
             yield group
             group, given = [], {}
